@@ -1,0 +1,1 @@
+"""Everything around a run: hardware, plan, launch, supervision, scoring, scoreboard; never torch."""

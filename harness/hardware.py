@@ -1,0 +1,371 @@
+"""The machine: NVML detection, sampling at 1 Hz, the table of peaks; what is unknown is None.
+
+Product names follow NVML's device names; peaks are dense TFLOP/s of NVIDIA's data sheets.
+"""
+
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pynvml
+
+from harness.errors import Problem
+from harness.fake_nvml import FakeNvml, read_scenario
+from nmoe.config import Hardware
+from nmoe.events import GpuEvent
+
+# Compute capability -> dtype that a run takes when none is named.
+DEFAULT_DTYPE = {"9.0": "bf16", "10.0": "fp8"}
+# Dense TFLOP/s: H100 and H200 data sheets (2024), DGX B200 and GB200 data sheets (2025), per GPU.
+PEAK_TFLOPS: dict[str, dict[str, float]] = {
+    "H100": {"bf16": 989.4, "fp8": 1978.9},
+    "H100 PCIe": {"bf16": 756.0, "fp8": 1513.0},
+    "H100 NVL": {"bf16": 835.5, "fp8": 1671.0},
+    "H200": {"bf16": 989.4, "fp8": 1978.9},
+    "H200 NVL": {"bf16": 835.5, "fp8": 1671.0},
+    "B200": {"bf16": 2250.0, "fp8": 4500.0, "nvfp4": 9000.0},
+    "GB200": {"bf16": 2500.0, "fp8": 5000.0, "nvfp4": 10000.0},
+}
+SUPPORTED = "9.0 (H100, H200) or 10.0 (B200)"
+# A call that fails this often in a row for a passing reason is not tried again.
+STRIKES = 3
+NO_DRIVER = "Install the NVIDIA driver on the host; in a container start it with --gpus all."
+INIT_PROBLEMS = {
+    "LibraryNotFound": ("no NVIDIA driver library (libnvidia-ml.so.1)", NO_DRIVER),
+    "DriverNotLoaded": (
+        "the NVIDIA kernel driver is not loaded",
+        "Load it with `sudo modprobe nvidia`, or reinstall the driver for this kernel.",
+    ),
+    "LibRmVersionMismatch": (
+        "the NVIDIA library and the loaded kernel driver have different versions",
+        "The driver was upgraded while loaded: reboot, or reload the nvidia modules.",
+    ),
+    "NoPermission": (
+        "no permission to open the NVIDIA devices",
+        "Give this user access to /dev/nvidia*, or start the container with --gpus all.",
+    ),
+    "GpuIsLost": ("a GPU has fallen off the bus", "Reset it or reboot; see `dmesg | grep Xid`."),
+    "ResetRequired": ("a GPU needs a reset", "Run `sudo nvidia-smi --gpu-reset`, or reboot."),
+    "OperatingSystem": (
+        "the operating system blocked access to the NVIDIA devices",
+        "Check the container's device rules and the security policy of the host.",
+    ),
+    "IrqIssue": ("a GPU's interrupts do not arrive", "Reboot; see `dmesg | grep NVRM`."),
+    "Timeout": (
+        "the NVIDIA driver did not answer in time",
+        "Run `nvidia-smi`; reboot if it hangs.",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One visible GPU; `index` is NVML's, as nvidia-smi shows it."""
+
+    index: int
+    uuid: str | None
+    name: str
+    product: str
+    capability: str | None
+    memory_bytes: int | None
+    is_mig: bool
+    is_lost: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detection:
+    """What this machine is: visible GPUs in rank order, and what is wrong with them."""
+
+    hardware: Hardware
+    gpus: tuple[Gpu, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    cuda: str | None = None
+    num_nodes: int = 1
+
+    @property
+    def has_supported_gpu(self) -> bool:
+        """Whether the visible GPUs can train."""
+        return bool(self.gpus) and not self.problems
+
+
+def detect(
+    nvml: Any = pynvml, *, fake: Path | None = None, environ: Mapping[str, str] = os.environ
+) -> Detection:
+    """Look at this machine, or at the one that the file `fake` describes."""
+    if fake is not None:
+        scenario = read_scenario(fake)
+        nvml = FakeNvml(scenario, real=pynvml)
+        environ = scenario.get("environ", {})
+    base = {"cpu": cpu_model(), "cores": num_cores(), "is_fake": fake is not None}
+    num_nodes = _num_nodes(environ)
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        problem = _init_problem(error)
+        return Detection(hardware=Hardware(**base), problems=(problem,), num_nodes=num_nodes)
+    try:
+        driver = _ask(nvml, nvml.nvmlSystemGetDriverVersion)
+        cuda = _ask(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2)
+        every = [_read_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+    except nvml.NVMLError as error:
+        problem = _init_problem(error)
+        return Detection(hardware=Hardware(**base), problems=(problem,), num_nodes=num_nodes)
+    finally:
+        _ask(nvml, nvml.nvmlShutdown)
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    gpus, hidden = _visible(every, visible)
+    first = gpus[0] if gpus else None
+    return Detection(
+        hardware=Hardware(
+            gpu=first.product if first else None,
+            num_gpus=len(gpus),
+            capability=first.capability if first else None,
+            memory_bytes=first.memory_bytes if first else None,
+            driver=driver,
+            **base,
+        ),
+        gpus=gpus,
+        problems=hidden or _gpu_problems(gpus),
+        cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
+        num_nodes=num_nodes,
+    )
+
+
+def product(name: str) -> str:
+    """The product of an NVML device name: `NVIDIA H100 80GB HBM3` is `H100`, others keep theirs."""
+    for chip in ("GB200", "B200", "GH200", "H200", "H100", "A100"):
+        if re.search(rf"\b{chip}\b", name):
+            form = re.search(r"\b(PCIe|NVL)\b", name)
+            return f"{chip} {form[1]}" if form and chip in ("H100", "H200") else chip
+    return name.removeprefix("NVIDIA ").strip()
+
+
+def peak_tflops(gpu: str | None, dtype: str) -> float | None:
+    """Dense peak of one GPU, or None when it is not in the table."""
+    return PEAK_TFLOPS.get(gpu or "", {}).get(dtype)
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's model name, or the machine type where the kernel does not tell."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _num_nodes(environ: Mapping[str, str]) -> int:
+    """Nodes of a torchrun launch, from the variables that it sets; 1 without them."""
+    world, local = environ.get("WORLD_SIZE", ""), environ.get("LOCAL_WORLD_SIZE", "")
+    groups = environ.get("GROUP_WORLD_SIZE", "")
+    if groups.isdecimal() and int(groups) > 1:
+        return int(groups)
+    if world.isdecimal() and local.isdecimal() and int(local) > 0:
+        return max(1, -(-int(world) // int(local)))
+    return 1
+
+
+def _init_problem(error: Exception) -> Problem:
+    name = type(error).__name__.removeprefix("NVMLError_")
+    what, fix = INIT_PROBLEMS.get(
+        name, (f"NVML failed: {str(error).rstrip('.')}", "Run `nvidia-smi` to see what is wrong.")
+    )
+    return Problem(what=what, fix=fix)
+
+
+def _ask(nvml: Any, function: Callable[..., Any], *args: Any) -> Any:
+    """The answer, or None for whatever this driver or binding cannot say; a lost GPU raises."""
+    try:
+        return function(*args)
+    except (nvml.NVMLError_GpuIsLost, nvml.NVMLError_ResetRequired):
+        raise
+    except (nvml.NVMLError, UnicodeDecodeError, AttributeError):
+        return None
+
+
+def _read_gpu(nvml: Any, index: int) -> Gpu:
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        name = _ask(nvml, nvml.nvmlDeviceGetName, handle) or "unknown GPU"
+        capability = _ask(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
+        memory = _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+        mig = _ask(nvml, nvml.nvmlDeviceGetMigMode, handle)
+        return Gpu(
+            index=index,
+            uuid=_ask(nvml, nvml.nvmlDeviceGetUUID, handle),
+            name=name,
+            product=product(name),
+            capability=f"{capability[0]}.{capability[1]}" if capability else None,
+            memory_bytes=memory.total if memory else None,
+            is_mig=bool(mig and mig[0]),
+            is_lost=False,
+        )
+    except (nvml.NVMLError_GpuIsLost, nvml.NVMLError_ResetRequired):
+        return Gpu(
+            index=index,
+            uuid=None,
+            name="lost GPU",
+            product="lost GPU",
+            capability=None,
+            memory_bytes=None,
+            is_mig=False,
+            is_lost=True,
+        )
+
+
+def _visible(
+    gpus: Sequence[Gpu], wanted: str | None
+) -> tuple[tuple[Gpu, ...], tuple[Problem, ...]]:
+    """The GPUs that CUDA will show, in its order; it stops at the first name it does not know."""
+    if not gpus:
+        return (), (Problem(what="the NVIDIA driver found no GPU", fix="Check `lspci` and dmesg."),)
+    if wanted is None:
+        return tuple(gpus), ()
+    chosen: list[Gpu] = []
+    for name in (part.strip() for part in wanted.split(",")):
+        if name.startswith("MIG-"):
+            what = f"CUDA_VISIBLE_DEVICES names a MIG slice: got {name}, expected whole GPUs"
+            return (), (Problem(what=what, fix="Unset it, or name GPUs by index."),)
+        match = [
+            gpu
+            for gpu in gpus
+            if (name.isdecimal() and int(name) == gpu.index)
+            or (name.startswith("GPU-") and (gpu.uuid or "").startswith(name))
+        ]
+        if len(match) != 1 or match[0] in chosen:
+            break
+        chosen.append(match[0])
+    if chosen:
+        return tuple(chosen), ()
+    what = f'CUDA_VISIBLE_DEVICES="{wanted}" hides all {len(gpus)} GPUs'
+    return (), (Problem(what=what, fix="Unset it, or name GPUs by index."),)
+
+
+def _gpu_problems(gpus: Sequence[Gpu]) -> tuple[Problem, ...]:
+    problems: list[Problem] = []
+    for gpu in gpus:
+        if gpu.is_lost:
+            what = f"GPU {gpu.index} is lost (off the bus, or it needs a reset)"
+            fix = "Reset it or reboot, or leave it out with CUDA_VISIBLE_DEVICES."
+        elif gpu.is_mig:
+            what = f"MIG mode is on for GPU {gpu.index} ({gpu.product})"
+            fix = f"Turn it off: sudo nvidia-smi -i {gpu.index} -mig 0"
+        elif gpu.capability not in DEFAULT_DTYPE:
+            seen = gpu.capability or "unknown"
+            what = (
+                f"{gpu.product} is not supported: got compute capability {seen},"
+                f" expected {SUPPORTED}"
+            )
+            fix = "Use such a machine."
+        else:
+            continue
+        problems.append(Problem(what=what, fix=fix))
+    products = sorted({gpu.product for gpu in gpus})
+    if not problems and len(products) > 1:
+        what = f"the visible GPUs differ: got {', '.join(products)}, expected one kind"
+        problems.append(Problem(what=what, fix="Choose one kind with CUDA_VISIBLE_DEVICES."))
+    return tuple({problem.what: problem for problem in problems}.values())
+
+
+class Sampler:
+    """Samples GPUs by NVML index; a call that a GPU does not support is asked only once."""
+
+    def __init__(self, indices: Sequence[int], *, nvml: Any = pynvml) -> None:
+        self._nvml = nvml
+        self._unsupported: set[tuple[int, str]] = set()
+        self._strikes: dict[tuple[int, str], int] = {}
+        self._handles: dict[int, Any] = {}
+        self._indices = tuple(indices)
+        if self._indices:
+            nvml.nvmlInit()
+        for index in self._indices:
+            self._open(index)
+
+    def sample(self) -> tuple[GpuEvent, ...]:
+        """One event a GPU, in the order of the indices; a lost GPU is never touched again."""
+        return tuple(self._sample(index) for index in self._indices)
+
+    def close(self) -> None:
+        """Release NVML."""
+        if self._indices:
+            _ask(self._nvml, self._nvml.nvmlShutdown)
+
+    def _open(self, index: int) -> None:
+        try:
+            self._handles[index] = self._nvml.nvmlDeviceGetHandleByIndex(index)
+        except self._nvml.NVMLError:
+            return
+
+    def _sample(self, index: int) -> GpuEvent:
+        if index not in self._handles:
+            return GpuEvent(index=index, is_lost=True)
+        nvml = self._nvml
+        try:
+            util = self._ask(index, "nvmlDeviceGetUtilizationRates")
+            memory = self._ask(index, "nvmlDeviceGetMemoryInfo")
+            power = self._ask(index, "nvmlDeviceGetPowerUsage")
+            limit = self._ask(index, "nvmlDeviceGetEnforcedPowerLimit")
+            energy = self._ask(index, "nvmlDeviceGetTotalEnergyConsumption")
+            throttle = self._ask(index, "nvmlDeviceGetCurrentClocksEventReasons")
+            if throttle is None:
+                throttle = self._ask(index, "nvmlDeviceGetCurrentClocksThrottleReasons")
+            return GpuEvent(
+                index=index,
+                util=None if util is None else util.gpu,
+                memory_used_bytes=None if memory is None else memory.used,
+                memory_total_bytes=None if memory is None else memory.total,
+                power_w=None if power is None else power / 1e3,
+                power_limit_w=None if limit is None else limit / 1e3,
+                energy_j=None if energy is None else energy / 1e3,
+                temperature_c=self._ask(
+                    index, "nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU
+                ),
+                sm_mhz=self._ask(index, "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
+                memory_mhz=self._ask(index, "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
+                throttle=throttle,
+            )
+        except (nvml.NVMLError_GpuIsLost, nvml.NVMLError_ResetRequired):
+            del self._handles[index]
+            return GpuEvent(index=index, is_lost=True)
+
+    def _ask(self, index: int, name: str, *args: int) -> Any:
+        """The answer or None: never asked again when unsupported or failed three times running."""
+        nvml = self._nvml
+        key = (index, f"{name}{args}")
+        if key in self._unsupported:
+            return None
+        try:
+            answer = getattr(nvml, name)(self._handles[index], *args)
+        except (nvml.NVMLError_GpuIsLost, nvml.NVMLError_ResetRequired):
+            raise
+        except (
+            nvml.NVMLError_NotSupported,
+            nvml.NVMLError_NoPermission,
+            nvml.NVMLError_FunctionNotFound,
+            AttributeError,
+        ):
+            self._unsupported.add(key)
+            return None
+        except (nvml.NVMLError, UnicodeDecodeError):
+            self._strikes[key] = self._strikes.get(key, 0) + 1
+            if self._strikes[key] >= STRIKES:
+                self._unsupported.add(key)
+            return None
+        self._strikes.pop(key, None)
+        return answer
+
+
+def open_sampler(num_gpus: int) -> Sampler:
+    """A sampler of the first `num_gpus` visible GPUs, the ones the ranks use; none on a CPU run."""
+    indices = [gpu.index for gpu in detect().gpus[:num_gpus]] if num_gpus else []
+    return Sampler(indices)

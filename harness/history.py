@@ -1,0 +1,103 @@
+"""Curves of runs, out of their Parquet metrics with DuckDB: rows (run, tag, step, ts_ms, value).
+
+Names and tags are bound as values, never pasted into a query.
+"""
+
+import glob
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from nmoe.paths import DataRoot
+
+# A step that was run again after a resume is in two parts: the later row counts.
+_CURVE = """
+SELECT step, max(ts_ms), arg_max(value, ts_ms)
+FROM read_parquet($files)
+WHERE run = $run AND tag = $tag
+GROUP BY step
+ORDER BY step
+"""
+_TAGS = "SELECT DISTINCT tag FROM read_parquet($files) WHERE run = $run ORDER BY tag"
+# Every value passes through the hash: statistics of a part cannot answer for damaged pages.
+_READ_ALL = "SELECT sum(hash(run, tag, step, ts_ms, value)) FROM read_parquet($files)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One tag of one run by step; `problems` name the parts that could not be read."""
+
+    steps: tuple[int, ...] = ()
+    ts_ms: tuple[int, ...] = ()
+    values: tuple[float, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tags:
+    """The tags a run has; `problems` name the parts that could not be read."""
+
+    names: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def curve(root: DataRoot, run_id: str, tag: str) -> Curve:
+    """The values of `tag` in a run, one a step; empty with a problem when there are no metrics."""
+    rows, problems = _query(root, run_id, _CURVE, {"run": run_id, "tag": tag})
+    return Curve(
+        steps=tuple(row[0] for row in rows),
+        ts_ms=tuple(row[1] for row in rows),
+        values=tuple(row[2] for row in rows),
+        problems=problems,
+    )
+
+
+def tags(root: DataRoot, run_id: str) -> Tags:
+    """The tags a run has values for, in alphabetical order."""
+    rows, problems = _query(root, run_id, _TAGS, {"run": run_id})
+    return Tags(names=tuple(row[0] for row in rows), problems=problems)
+
+
+def _query(
+    root: DataRoot, run_id: str, query: str, values: dict[str, str]
+) -> tuple[list[tuple[Any, ...]], tuple[str, ...]]:
+    """The rows of a query over the whole parts of a run, and what is wrong with the others."""
+    folder = root.run(run_id).metrics
+    files = sorted(folder.glob("step_*.parquet"))
+    if not files:
+        return [], (f"no metrics in {folder}",)
+    with closing(duckdb.connect(":memory:", config={"threads": 1})) as connection:
+        try:
+            return _ask(connection, query, files, values), ()
+        except duckdb.Error:
+            problems = _problems(connection, files)
+        whole = [file for file in files if file not in problems]
+        rows = _ask(connection, query, whole, values) if whole else []
+        return rows, tuple(problems.values())
+
+
+def _problems(connection: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> dict[Path, str]:
+    """What is wrong with each part that cannot be read to its end."""
+    problems: dict[Path, str] = {}
+    for file in files:
+        try:
+            _ask(connection, _READ_ALL, [file], {})
+        except duckdb.Error as error:
+            reason = str(error).partition("\n")[0]
+            problems[file] = f"{file.name} is torn or no part of these metrics: {reason}"
+    return problems
+
+
+def _ask(
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    files: Sequence[Path],
+    values: dict[str, str],
+) -> list[tuple[Any, ...]]:
+    # DuckDB takes a path for a pattern, and a data root may well have brackets in its name.
+    names = [glob.escape(str(file)) for file in files]
+    return connection.execute(query, {**values, "files": names}).fetchall()

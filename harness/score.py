@@ -1,0 +1,335 @@
+"""The score of a run from the files of its folder: what it achieved, its cohort, its doubts.
+
+Reading the same folder twice gives the same score: nothing is measured here and no clock is read.
+"""
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness import runs
+from harness.errors import RunError
+from nmoe.config import ConfigError, Digests, Hardware, Plan, read_plan
+from nmoe.data.manifest import DataError, Manifest, digest, read_manifest
+from nmoe.events import OutcomeEvent, Record, ValEvent, read_events
+from nmoe.paths import DataRoot, RunFolder
+
+RULES = "1"
+CUSTOM = "custom"
+
+# CORE is the mean of at most some tens of centered accuracies; a mean taken in another order
+# differs by rounding only.
+_CORE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a run achieved and everything it depends on; None is not told by the run's files.
+
+    `loss`, `step`, `tokens` and `train_s` belong to the validation that ended the race when the
+    target was reached, else to the last thing the run logged. Times are seconds.
+    """
+
+    run_id: str
+    preset: str
+    task: str
+    status: str
+    reached: bool
+    target: float
+    loss: float | None
+    step: int
+    tokens: int
+    train_s: float
+    wall_s: float
+    compile_s: float | None
+    eval_s: float | None
+    checkpoint_s: float | None
+    tok_s: float | None
+    peak_memory_bytes: int | None
+    params_total: int | None
+    params_active: int | None
+    core: float | None
+    core_tasks: dict[str, dict[str, float | None]]
+    core_bundle: str | None
+    seed: int
+    dtype: str
+    dtype_reason: str
+    deterministic: bool
+    world: int
+    attempts: int
+    hardware: Hardware
+    digests: Digests
+    data_source: str | None
+    train_data: str | None
+    val_data: str | None
+    versions: dict[str, str]
+    created: str
+    finished: str
+
+    def __post_init__(self) -> None:
+        for name, task in self.core_tasks.items():
+            is_whole = set(task) == {"items", "acc", "centered"}
+            if not is_whole or not all(isinstance(v, int | float | None) for v in task.values()):
+                raise ConfigError(f"core_tasks.{name}: got {task!r}, expected items, acc, centered")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
+    """What must be equal before two times may be compared.
+
+    `machine` is the GPU model (`devices` of them) or the CPU model (`devices` cores); `validation`
+    digests the validation text and how it is cut; `rules` is "custom" when an official task is not
+    run as its rules say; `python` matters where the text comes from the interpreter.
+    """
+
+    task: str
+    rules: str
+    target: float
+    validation: str
+    machine: str
+    devices: int
+    dtype: str
+    python: str | None
+
+    @property
+    def label(self) -> str:
+        """One line for a heading."""
+        rules = "" if self.rules == RULES else f" · {self.rules} rules"
+        python = f" · python {self.python}" if self.python else ""
+        machine = f"{self.devices} x {self.machine}"
+        return f"{self.task} <= {self.target:g}{rules} · {machine} · {self.dtype}{python}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A result and where it belongs; `doubts` say why it may not be entered anywhere."""
+
+    result: Result
+    cohort: Cohort
+    is_official: bool
+    doubts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """The rules of an official task, as far as a plan and its data can be held to them."""
+
+    target: float
+    windows: int
+    seq_len: int
+    validate_every: int
+    source: str
+
+
+_OFFICIAL = {
+    "fineweb-edu": _Task(
+        target=3.28,
+        windows=5120,
+        seq_len=2048,
+        validate_every=128,
+        source="karpathy/fineweb-edu-100b-shuffle",
+    )
+}
+
+
+def compute(folder: RunFolder, root: DataRoot) -> Score:
+    """The score of a run that is over; RunError when the folder holds no usable plan."""
+    try:
+        plan = read_plan(folder.plan)
+    except ConfigError as error:
+        raise RunError(f"cannot score {folder.run_id}: {error}") from None
+    state = runs.load(folder)
+    record = _last_outcome(folder, attempt=state.attempt)
+    outcome = record.event if record and isinstance(record.event, OutcomeEvent) else None
+    dataset = root.dataset(plan.data.data_path)
+    train, val = _manifest(dataset / "train"), _manifest(dataset / "val")
+    finished = record.time if record else state.updated
+    result = _result(plan, state, outcome, train=train, val=val, finished=finished)
+    doubts = [] if outcome is None else list(_contradictions(plan, state, outcome))
+    if train is None or val is None:
+        doubts.append(f"the data of the run cannot be identified: no whole dataset in {dataset}")
+    if plan.hardware.is_fake:
+        doubts.append("the plan was made for hardware that is not there")
+    is_official = _is_official(plan, result, state.val)
+    return Score(
+        result=result,
+        cohort=_cohort(plan, result, is_official=is_official),
+        is_official=is_official,
+        doubts=tuple(doubts),
+    )
+
+
+def _result(
+    plan: Plan,
+    state: runs.RunState,
+    outcome: OutcomeEvent | None,
+    *,
+    train: Manifest | None,
+    val: Manifest | None,
+    finished: float,
+) -> Result:
+    last = state.val
+    reached = _has_reached(plan, last, outcome)
+    # The race ends at the passing validation: its step and its clock are the score's.
+    ended = (last if reached else None) or outcome or state
+    tokens = outcome.tokens if outcome else state.tokens
+    return Result(
+        run_id=plan.run_id,
+        preset=plan.preset,
+        task=plan.data.task,
+        status=_status(state, outcome),
+        reached=reached,
+        target=plan.target.target_loss,
+        loss=_finite(last.loss if last else None),
+        step=ended.step,
+        tokens=tokens,
+        train_s=ended.train_s,
+        wall_s=outcome.wall_s if outcome else state.wall_s,
+        compile_s=outcome.compile_s if outcome else None,
+        eval_s=outcome.eval_s if outcome else None,
+        checkpoint_s=outcome.checkpoint_s if outcome else None,
+        tok_s=tokens / ended.train_s if ended.train_s > 0 else None,
+        peak_memory_bytes=outcome.peak_memory_bytes if outcome else None,
+        params_total=outcome.params_total if outcome else None,
+        params_active=outcome.params_active if outcome else None,
+        core=_finite(state.core.score if state.core else None),
+        core_tasks={
+            task.name: {"items": task.items, "acc": task.acc, "centered": task.centered}
+            for task in state.core_tasks
+        },
+        core_bundle=state.core.bundle if state.core else None,
+        seed=plan.train.seed,
+        dtype=plan.dtype,
+        dtype_reason=plan.dtype_reason,
+        deterministic=plan.train.deterministic,
+        world=plan.world,
+        attempts=state.attempt + 1,
+        hardware=plan.hardware,
+        digests=plan.digests,
+        data_source=f"{train.source}@{train.revision}" if train else None,
+        train_data=digest(train) if train else None,
+        val_data=digest(val) if val else None,
+        versions=plan.versions,
+        created=plan.created,
+        finished=datetime.fromtimestamp(finished, UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _has_reached(plan: Plan, val: ValEvent | None, outcome: OutcomeEvent | None) -> bool:
+    if outcome is None or val is None or outcome.status not in ("done", "core-failed"):
+        return False
+    return val.loss <= plan.target.target_loss
+
+
+def _status(state: runs.RunState, outcome: OutcomeEvent | None) -> str:
+    """The trainer's word; else the supervisor's; a run that ended without either has failed."""
+    if outcome is not None:
+        return outcome.status
+    return state.exit.status if state.exit else "failed"
+
+
+def _contradictions(plan: Plan, state: runs.RunState, outcome: OutcomeEvent) -> Iterator[str]:
+    """Where the files of a run disagree with each other."""
+    a_step = plan.train.batch_size * plan.train.seq_len
+    if outcome.tokens != outcome.step * a_step:
+        yield (
+            f"tokens: got {outcome.tokens} after {outcome.step} steps,"
+            f" expected {outcome.step * a_step}"
+        )
+    val = state.val
+    if val is not None and _has_reached(plan, val, outcome):
+        if outcome.loss != val.loss or outcome.step != val.step:
+            yield (
+                f"loss: the outcome says {outcome.loss} at step {outcome.step},"
+                f" the last validation {val.loss} at step {val.step}"
+            )
+        if not val.train_s <= outcome.train_s <= outcome.wall_s:
+            yield (
+                f"time: validation at {val.train_s} s of training, outcome at {outcome.train_s} s"
+                f" of {outcome.wall_s} s"
+            )
+    yield from _clock_errors(state, a_step)
+    yield from _core_errors(state)
+
+
+def _clock_errors(state: runs.RunState, a_step: int) -> Iterator[str]:
+    for name, series in (("step", state.losses), ("validation", state.vals)):
+        last_step, last_s = -1, 0.0
+        for point in series:
+            if point.step <= last_step or not point.train_s >= last_s:
+                yield f"clock: the {name} events run backwards at step {point.step}"
+                break
+            if point.tokens != point.step * a_step:
+                yield f"tokens: got {point.tokens} at step {point.step}"
+                break
+            last_step, last_s = point.step, point.train_s
+
+
+def _core_errors(state: runs.RunState) -> Iterator[str]:
+    if state.core is None:
+        return
+    tasks = state.core_tasks
+    if len(tasks) != state.core.tasks or len({task.name for task in tasks}) != len(tasks):
+        yield f"CORE: got {len(tasks)} scored tasks, expected {state.core.tasks}"
+        return
+    mean = sum(task.centered for task in tasks) / max(1, len(tasks))
+    if not abs(mean - state.core.score) <= _CORE_TOLERANCE:
+        yield f"CORE: got {state.core.score}, the tasks give {mean}"
+
+
+def _cohort(plan: Plan, result: Result, *, is_official: bool) -> Cohort:
+    is_gpu, hardware = plan.device == "cuda", plan.hardware
+    # A task that is not official has no rules to break, only its own validation.
+    follows = is_official or result.task not in _OFFICIAL
+    cut = (result.val_data, plan.validation.windows, plan.train.seq_len, plan.validation.every)
+    python = plan.versions.get("python") or platform.python_version()
+    return Cohort(
+        task=result.task,
+        rules=RULES if follows else CUSTOM,
+        target=result.target,
+        validation=hashlib.sha256(json.dumps(cut).encode()).hexdigest()[:16],
+        machine=(hardware.gpu if is_gpu else hardware.cpu) or "unknown",
+        devices=plan.world if is_gpu else hardware.cores,
+        dtype=result.dtype,
+        python=python if result.task == "pocket" else None,
+    )
+
+
+def _is_official(plan: Plan, result: Result, val: ValEvent | None) -> bool:
+    """Whether the run kept to the rules of an official task, on the canonical data."""
+    task = _OFFICIAL.get(result.task)
+    return (
+        task is not None
+        and val is not None
+        and plan.target.target_loss == task.target
+        and plan.validation.windows == task.windows
+        and plan.validation.every >= task.validate_every
+        and plan.train.seq_len == task.seq_len
+        and plan.eval.cap == 0
+        and val.tokens == task.windows * task.seq_len
+        and task.source in (result.data_source or "")
+    )
+
+
+def _last_outcome(folder: RunFolder, *, attempt: int) -> Record | None:
+    found = None
+    for record in read_events(folder.train):
+        if isinstance(record.event, OutcomeEvent) and record.attempt == attempt:
+            found = record
+    return found
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    try:
+        return read_manifest(folder)
+    except DataError:
+        return None
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

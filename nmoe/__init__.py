@@ -1,0 +1,1 @@
+"""The trainer: everything that needs torch; reads one plan, writes one run folder."""

@@ -1,0 +1,266 @@
+"""A plan made real: model, transport, optimizer, data, clock; and its state to and from checkpoints."""
+
+import hashlib
+import resource
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nmoe import checkpoint, dist
+from nmoe.checkpoint import Progress, Saved
+from nmoe.config import ConfigError, Plan, config_digest
+from nmoe.control import Control
+from nmoe.data.loader import Cursor, Loader, validation_windows
+from nmoe.data.manifest import digest, verify_sizes
+from nmoe.data.tokenizer import Tokenizer, open_tokenizer
+from nmoe.events import CompileEvent, PhaseEvent, RankEvent
+from nmoe.flops import Parameters, count_parameters, flops_per_token, num_moe_layers
+from nmoe.metrics import Clock, Meter, Stopwatch
+from nmoe.model import Transformer, init_weights, padded_vocab, parameter_groups
+from nmoe.optim import Optimizer
+from nmoe.paths import DataRoot, RunFolder
+from nmoe.rdep import Transport, open_transport
+from nmoe.report import Reporter
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WIDEST_ITEM = 8  # rows of one CORE item that go through together; the widest has 5 options
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """Everything a rank holds while it trains; `step` counts finished steps.
+
+    `reached` is the progress at the passing validation once the target is hit.
+    """
+
+    plan: Plan
+    folder: RunFolder
+    root: DataRoot
+    world: dist.World
+    device: torch.device
+    tokenizer: Tokenizer
+    transport: Transport
+    model: Transformer
+    optimizer: Optimizer
+    loader: Loader
+    windows_WS: np.ndarray
+    clock: Clock
+    meter: Meter
+    loader_wait: Stopwatch
+    report: Reporter
+    control: Control
+    fingerprint: str
+    parameters: Parameters
+    flops_per_token: int
+    step: int = 0
+    reached: Progress | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens so far, over all ranks."""
+        return self.step * self.plan.train.batch_size * self.plan.train.seq_len
+
+
+def build(
+    plan: Plan,
+    folder: RunFolder,
+    root: DataRoot,
+    *,
+    world: dist.World,
+    control: Control,
+    report: Reporter,
+) -> Run:
+    """Make everything for one rank, restore the newest checkpoint if there is one, warm up.
+
+    Raises ConfigError, DataError or CheckpointError for what cannot be trained on.
+    """
+    began = time.perf_counter()
+    _set_up_torch(plan, world)
+    device = dist.own_device(world, plan.device)
+    tokenizer = open_tokenizer(plan.data.tokenizer)
+    data = root.dataset(plan.data.data_path)
+    digests = [digest(verify_sizes(data / split)) for split in ("train", "val")]
+    transport = _open_transport(plan, world, device)
+    model = Transformer(plan, transport, vocab_size=tokenizer.vocab_size, dtype=_dtype(plan)).to(
+        device
+    )
+    init_weights(model, seed=plan.train.seed)
+    saved = checkpoint.newest(folder.checkpoints)
+    run = Run(
+        plan=plan,
+        folder=folder,
+        root=root,
+        world=world,
+        device=device,
+        tokenizer=tokenizer,
+        transport=transport,
+        model=model,
+        optimizer=Optimizer(plan.optim, parameter_groups(model)),
+        loader=_open_loader(plan, data, world, Cursor()),
+        windows_WS=validation_windows(
+            data / "val", seq_len=plan.train.seq_len, max_windows=plan.validation.windows
+        ),
+        clock=Clock(sync=torch.cuda.synchronize) if device.type == "cuda" else Clock(),
+        meter=Meter(
+            num_layers=num_moe_layers(plan), num_experts=plan.experts.num_experts, device=device
+        ),
+        loader_wait=Stopwatch(),
+        report=report,
+        control=control,
+        fingerprint=_fingerprint(plan, digests),
+        parameters=count_parameters(plan, padded_vocab(tokenizer.vocab_size)),
+        flops_per_token=flops_per_token(plan, padded_vocab(tokenizer.vocab_size)),
+    )
+    if saved is not None:
+        restore(run, saved)
+    _warm_up(run)
+    run.clock.compile_s += time.perf_counter() - began
+    report.event(CompileEvent(what="build and warm-up", seconds=time.perf_counter() - began))
+    report.event(RankEvent(rank=world.rank, pid=0, is_ready=True))
+    return run
+
+
+def save(run: Run, kind: Literal["step", "target"], *, loss: float | None = None) -> Progress:
+    """Write a checkpoint off the clock; at the target only weights, with the passing `loss`."""
+    began = time.perf_counter()
+    with run.clock.paused("checkpoint_s"):
+        progress = Progress(
+            step=run.step,
+            tokens=run.tokens,
+            train_s=run.clock.train_s,
+            wall_s=run.clock.wall_s,
+            compile_s=run.clock.compile_s,
+            eval_s=run.clock.eval_s,
+            checkpoint_s=run.clock.checkpoint_s,
+            loss=loss,
+        )
+        replicated: dict[str, Any] = {"model": _model_state(run.model, is_expert=False)}
+        local: dict[str, Any] = {"model": _model_state(run.model, is_expert=True)}
+        if kind == "step":
+            replicated["optimizer"] = run.optimizer.state(is_expert=False)
+            local["optimizer"] = run.optimizer.state(is_expert=True)
+            local["cursor"] = [run.loader.cursor.epoch, run.loader.cursor.index]
+            local["rng"] = torch.get_rng_state()
+        saved = checkpoint.save(
+            run.folder.checkpoints,
+            kind=kind,
+            progress=progress,
+            fingerprint=run.fingerprint,
+            world=run.world,
+            replicated=replicated,
+            local=local,
+            keep=run.plan.checkpoint.keep,
+        )
+    run.report.checkpoint(saved, seconds=time.perf_counter() - began)
+    return progress
+
+
+def restore(run: Run, saved: Saved) -> None:
+    """Take a checkpoint's state over, clock included; the loader is opened again at its cursor."""
+    replicated, local = checkpoint.load(saved, fingerprint=run.fingerprint, world=run.world)
+    run.model.load_state_dict(replicated["model"] | local["model"])
+    progress = saved.manifest.progress
+    run.step = progress.step
+    for name in ("train_s", "wall_s", "compile_s", "eval_s", "checkpoint_s"):
+        setattr(run.clock, name, getattr(progress, name))
+    run.report.resume(progress.step)
+    run.report.event(
+        PhaseEvent(phase="compiling", note=f"from {saved.path.name}", resume_step=progress.step)
+    )
+    if saved.manifest.kind == "target":
+        run.reached = progress
+        return
+    run.optimizer.load_state(replicated["optimizer"], is_expert=False)
+    run.optimizer.load_state(local["optimizer"], is_expert=True)
+    torch.set_rng_state(local["rng"])
+    epoch, index = local["cursor"]
+    data = run.root.dataset(run.plan.data.data_path)
+    run.loader.close()
+    run.loader = _open_loader(run.plan, data, run.world, Cursor(epoch=epoch, index=index))
+
+
+def close(run: Run) -> None:
+    """Let go of threads, files and shared memory."""
+    run.loader.close()
+    run.transport.close()
+    run.report.close()
+
+
+def peak_memory_bytes(run: Run) -> int:
+    """Peak memory: of the fullest GPU, or of all CPU ranks together."""
+    if run.device.type == "cuda":
+        peak = torch.tensor(float(torch.cuda.max_memory_allocated(run.device)))
+        return int(dist.all_reduce(peak, "max").item())
+    peak = torch.tensor(1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return int(dist.all_reduce(peak).item())
+
+
+def _set_up_torch(plan: Plan, world: dist.World) -> None:
+    torch.manual_seed(plan.train.seed)
+    torch.use_deterministic_algorithms(plan.train.deterministic)
+    if plan.device == "cpu":
+        torch.set_num_threads(max(1, plan.hardware.cores // world.size))
+
+
+def _dtype(plan: Plan) -> torch.dtype:
+    if plan.dtype not in DTYPES:
+        raise ConfigError(
+            f"{plan.dtype} experts are not built yet, this version has {', '.join(DTYPES)}."
+            " Use --dtype bf16."
+        )
+    return DTYPES[plan.dtype]
+
+
+def _open_transport(plan: Plan, world: dist.World, device: torch.device) -> Transport:
+    rows = max(plan.train.micro_batch, WIDEST_ITEM)
+    return open_transport(
+        rank=world.rank,
+        world=world.size,
+        num_experts=plan.experts.num_experts,
+        top_k=plan.experts.top_k,
+        dim=plan.model.dim,
+        max_tokens=rows * plan.train.seq_len,
+        num_layers=num_moe_layers(plan),
+        dtype=_dtype(plan),
+        device=device,
+    )
+
+
+def _open_loader(plan: Plan, data: Any, world: dist.World, cursor: Cursor) -> Loader:
+    return Loader(
+        data / "train",
+        seq_len=plan.train.seq_len,
+        batch_size=plan.train.batch_size,
+        seed=plan.train.seed,
+        rank=world.rank,
+        world=world.size,
+        cursor=cursor,
+    )
+
+
+def _fingerprint(plan: Plan, data_digests: list[str]) -> str:
+    parts = [config_digest(plan), plan.dtype, *data_digests]
+    return hashlib.sha256("/".join(parts).encode()).hexdigest()
+
+
+def _model_state(model: Transformer, *, is_expert: bool) -> dict[str, Tensor]:
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if (".experts." in name) == is_expert
+    }
+
+
+def _warm_up(run: Run) -> None:
+    """One forward and backward pass on validation text whose effects are thrown away."""
+    run.report.event(PhaseEvent(phase="compiling", note="warm-up"))
+    windows = run.windows_WS[: run.plan.train.micro_batch].astype(np.int64)
+    nats_T, _ = run.model.nats(torch.from_numpy(windows).to(run.device))
+    nats_T.mean().backward()
+    run.model.zero_grad(set_to_none=True)
+    for _, layer in run.model.moe_layers():
+        layer.router.loads_E.zero_()

@@ -1,0 +1,433 @@
+"""Frozen configuration: sections, Config (a TOML file) and Plan (its full resolution for one run)."""
+
+import difflib
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Dtype = Literal["fp32", "bf16", "fp8", "nvfp4"]
+Impl = Literal["reference", "triton"]
+Device = Literal["cpu", "cuda"]
+AttentionName = Literal["sdpa", "mla", "swa", "nsa", "dsa", "kda"]
+Activation = Literal["swiglu", "relu_squared", "squared_reglu"]
+
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """The transformer's shape; a dense layer's feed-forward is `dense_hidden` wide."""
+
+    dim: int
+    num_layers: int
+    num_heads: int
+    dense_hidden: int
+    norm_eps: float = 1e-6
+    impl: Impl = "triton"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Attention by layer: global ones use `attn`, the others `attn_local` with its window."""
+
+    attn: AttentionName = "sdpa"
+    attn_local: AttentionName = "swa"
+    attn_global_every: int = 1
+    attn_local_window: int = 1024
+    rope_theta: float = 50_000.0
+    qk_norm: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """The MoE layers: `num_experts = 0` makes every layer dense."""
+
+    num_experts: int
+    top_k: int
+    num_shared: int
+    hidden: int
+    num_dense_layers: int = 0
+    activation: Activation = "swiglu"
+    bias_rate: float = 1e-3
+    aux_coef: float = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """What is read: `data_path` holds `train` and `val`; relative paths stand below the data root."""
+
+    task: str
+    tokenizer: str
+    data_path: str
+    bundle: str
+    flow_mode: Literal["none", "mixture"] = "none"
+    mixture_toml: str = ""
+    flow_profiles_toml: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optim:
+    """Optimizer by parameter group: `muon` takes the matrices of attention, feed-forward and experts.
+
+    AdamW takes the rest (or everything). `clip = 0` means no clipping.
+    """
+
+    matrices: Literal["adamw", "muon"] = "adamw"
+    lr_muon: float = 0.02
+    momentum: float = 0.95
+    lr_dense: float
+    lr_router: float
+    lr_expert: float
+    beta1: float = 0.9
+    beta2: float = 0.95
+    beta2_expert: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    weight_decay_router: float = 0.0
+    clip: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Warm-up in steps, then hold and decay in tokens down to `floor` times the peak."""
+
+    warmup_steps: int
+    hold_tokens: int
+    decay_tokens: int = 0
+    decay: Literal["linear", "cosine"] = "linear"
+    floor: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """One step takes `batch_size` sequences over all ranks, `micro_batch` at a time on each."""
+
+    steps: int
+    batch_size: int
+    seq_len: int
+    micro_batch: int
+    dtype: Dtype | Literal["auto"] = "auto"
+    seed: int = 1337
+    deterministic: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Every:
+    """Something that happens every so many steps; 0 means never."""
+
+    every: int
+
+    def is_due(self, step: int) -> bool:
+        """Whether it happens after `step` finished steps."""
+        return self.every > 0 and step % self.every == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log(Every):
+    """Step events, metrics and the moments when control requests are honoured."""
+
+    every: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation(Every):
+    """Validation on the first `windows` windows of `seq_len + 1` tokens of the validation stream."""
+
+    every: int
+    windows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint(Every):
+    """Checkpoints every so many steps, the newest `keep` of them."""
+
+    every: int
+    keep: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eval:
+    """CORE after the target; `cap` items a task at the most, 0 for all."""
+
+    cap: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The validation loss, in nats a token, that ends the race."""
+
+    target_loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """One TOML file: what to train, before any machine is known."""
+
+    preset: str
+    model: Model
+    attention: Attention
+    experts: Experts
+    data: Data
+    optim: Optim
+    schedule: Schedule
+    train: Train
+    log: Log
+    validation: Validation
+    checkpoint: Checkpoint
+    eval: Eval
+    target: Target
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """The machine a plan was made for: GPUs, or the CPU when there is none; None is unknown."""
+
+    gpu: str | None = None
+    num_gpus: int = 0
+    capability: str | None = None
+    memory_bytes: int | None = None
+    peak_tflops: float | None = None
+    driver: str | None = None
+    cpu: str = ""
+    cores: int = 0
+    is_fake: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digests:
+    """What the result depends on: sha256 of config, manifests and constraints; the code's commit."""
+
+    config: str
+    constraints: str | None = None
+    data: str | None = None
+    bundle: str | None = None
+    commit: str | None = None
+    is_dirty: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(Config):
+    """A config with every value resolved for one run on one machine; written once, never changed."""
+
+    run_id: str
+    created: str
+    world: int
+    device: Device
+    dtype: Dtype
+    dtype_reason: str
+    choice: str
+    hardware: Hardware
+    digests: Digests
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self)
+        per_pass = self.world * self.train.micro_batch
+        if self.train.batch_size % per_pass:
+            raise ConfigError(
+                f"[train] batch_size: got {self.train.batch_size}, expected a multiple of"
+                f" {self.world} ranks x micro_batch {self.train.micro_batch}. Change micro_batch."
+            )
+        if self.experts.num_experts % self.world:
+            raise ConfigError(
+                f"[experts] num_experts: got {self.experts.num_experts}, expected a multiple of"
+                f" {self.world} ranks. Use a number of ranks that divides it."
+            )
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches a rank runs for one step."""
+        return self.train.batch_size // (self.world * self.train.micro_batch)
+
+    def to_json(self) -> str:
+        """The whole plan as readable JSON."""
+        return json.dumps(asdict(self), indent=1, sort_keys=False) + "\n"
+
+
+def read_config(path: Path, *, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file and apply `section.key=value` overrides; ConfigError when it is unusable."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config file not found: {path}. Name an existing TOML file.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path.name}: cannot be read as TOML: {error}") from None
+    raw.setdefault("preset", path.stem)
+    for override in overrides:
+        _apply_override(raw, override)
+    return build(Config, raw, where=path.name)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read plan.json; ConfigError when it is missing or does not hold a plan."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no plan at {path}: this is not a run folder") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as a plan: {error}") from None
+    return build(Plan, raw, where=str(path))
+
+
+def config_digest(config: Config) -> str:
+    """sha256 over what decides the result; steps, logging and paths are left out."""
+    sections = {
+        f.name: asdict(getattr(config, f.name)) for f in fields(Config) if f.name != "preset"
+    }
+    del sections["log"], sections["checkpoint"]
+    del sections["train"]["steps"], sections["data"]["data_path"]
+    text = json.dumps(sections, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_train(config: Config, **changes: Any) -> Config:
+    """The config with some [train] values replaced."""
+    return replace(config, train=replace(config.train, **changes))
+
+
+def build(cls: type[T], raw: object, *, where: str, section: str = "") -> T:
+    """A frozen dataclass from a mapping, checking every key and type; ConfigError names both."""
+    place = f"in [{section}]" if section else "at the top level"
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}: got {_typename(raw)} {place}, expected a table")
+    hints = typing.get_type_hints(cls)
+    known = [f for f in fields(cls) if f.init]  # pyright: ignore[reportArgumentType]
+    names = [f.name for f in known]
+    for key in raw:
+        if key not in names:
+            kind = "section" if isinstance(raw[key], Mapping) else "key"
+            raise ConfigError(f'{where}: unknown {kind} "{key}" {place}.{nearest(str(key), names)}')
+    values: dict[str, Any] = {}
+    for item in known:
+        label = f"{section}.{item.name}" if section else item.name
+        if item.name in raw:
+            values[item.name] = _convert(hints[item.name], raw[item.name], where=where, label=label)
+        elif item.default is MISSING and item.default_factory is MISSING:
+            kind = "section" if is_dataclass(hints[item.name]) else "key"
+            raise ConfigError(f'{where}: missing {kind} "{label}"')
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}" if not section else str(error)) from None
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A ` Did you mean "…"?` for the closest known name, or the list of all when none is close."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f' Did you mean "{close[0]}"?'
+    return f" Known: {', '.join(known)}."
+
+
+def check(config: Config) -> None:
+    """Refuse values that contradict each other; raises ConfigError."""
+    model, experts, train = config.model, config.experts, config.train
+    rules = (
+        (model.dim % model.num_heads == 0, "[model] dim must be a multiple of num_heads"),
+        ((model.dim // max(1, model.num_heads)) % 2 == 0, "[model] head size must be even"),
+        (model.dim > 0 and model.num_layers > 0, "[model] dim and num_layers must be positive"),
+        (
+            experts.num_experts == 0 or 0 < experts.top_k <= experts.num_experts,
+            "[experts] top_k must be between 1 and num_experts",
+        ),
+        (
+            0 <= experts.num_dense_layers <= model.num_layers,
+            "[experts] num_dense_layers must be between 0 and num_layers",
+        ),
+        (train.steps > 0, "[train] steps must be positive"),
+        (train.batch_size > 0 and train.micro_batch > 0, "[train] batch sizes must be positive"),
+        (train.seq_len > 0, "[train] seq_len must be positive"),
+        (train.seed >= 0, "[train] seed must not be negative"),
+        (config.log.every > 0, "[log] every must be positive"),
+        (config.validation.windows > 0, "[validation] windows must be positive"),
+        (config.checkpoint.keep > 0, "[checkpoint] keep must be positive"),
+        (config.target.target_loss > 0, "[target] target_loss must be positive"),
+        (config.optim.eps > 0, "[optim] eps must be positive"),
+        (config.schedule.warmup_steps >= 0, "[schedule] warmup_steps must not be negative"),
+    )
+    for holds, message in rules:
+        if not holds:
+            raise ConfigError(message)
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or len(parts) != 2 or not all(parts):
+        raise ConfigError(f"--set: got {override!r}, expected section.key=value")
+    section = raw.setdefault(parts[0], {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"--set: {parts[0]!r} is not a section")
+    section[parts[1]] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        pass
+    try:
+        return float(text)  # TOML refuses forms such as 1E4 with a bare point: .5, 5.
+    except ValueError:
+        return text
+
+
+def _convert(hint: Any, value: Any, *, where: str, label: str) -> Any:
+    if is_dataclass(hint):
+        return build(typing.cast(type, hint), value, where=where, section=label)
+    choices = _choices(hint)
+    if choices is not None:
+        if value in choices:
+            return value
+        names = [str(choice) for choice in choices]
+        raise ConfigError(f"{where}: {label}: got {value!r}.{nearest(str(value), names)}")
+    for option in _options(hint):
+        if _fits(option, value):
+            return float(value) if option is float else value
+        if option is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in _options(hint))
+    raise ConfigError(f"{where}: {label}: got {_typename(value)} {value!r}, expected {wanted}")
+
+
+def _choices(hint: Any) -> tuple[Any, ...] | None:
+    if typing.get_origin(hint) is Literal:
+        return typing.get_args(hint)
+    options = _options(hint)
+    if len(options) > 1 and all(typing.get_origin(option) is Literal for option in options):
+        return tuple(choice for option in options for choice in typing.get_args(option))
+    return None
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _fits(option: Any, value: Any) -> bool:
+    if option is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if option is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if typing.get_origin(option) is dict:
+        return isinstance(value, Mapping)
+    return isinstance(value, option)
+
+
+def _typename(value: object) -> str:
+    return type(value).__name__

@@ -1,0 +1,1 @@
+"""Token data: prepared once into shards with a manifest, read as one global stream."""

@@ -1,0 +1,164 @@
+"""Data without the harness: prep, verify, info, prep-bundle.
+
+`--json` prints one progress object a line on stdout; otherwise progress goes to stderr for people.
+Exit codes: 0 done, 2 usage, 4 data that cannot be made or used (the message is the last line).
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from nmoe.data.index import read_index
+from nmoe.data.manifest import DataError, Manifest, digest, read_manifest, verify
+from nmoe.data.minibundle import is_whole, write_mini_bundle
+from nmoe.data.prep import SHARD_TOKENS, prepare
+from nmoe.data.sources import SOURCES, open_source
+from nmoe.data.tokenizer import TOKENIZERS, open_tokenizer
+
+DATA_EXIT = 4
+INTERRUPTED_EXIT = 130
+REPORT_EVERY_S = 0.1
+
+
+class Reporter:
+    """Progress of one job, at most ten times a second and always at its end."""
+
+    def __init__(self, job: str, *, unit: str, is_json: bool) -> None:
+        self._job, self._unit, self._is_json = job, unit, is_json
+        self._last = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done < total and now - self._last < REPORT_EVERY_S:
+            return
+        self._last = now
+        if self._is_json:
+            line = {"job": self._job, "done": done, "total": total, "unit": self._unit}
+            print(json.dumps(line), flush=True)
+        elif sys.stderr.isatty():
+            print(f"\r{self._job}: {done:,} of {total:,} {self._unit}", end="", file=sys.stderr)
+
+    def finish(self, text: str) -> None:
+        """The closing line for people."""
+        if not self._is_json:
+            start = "\r" if sys.stderr.isatty() else ""
+            print(f"{start}{self._job}: {text}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code is returned."""
+    args = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], None] = args.run
+    try:
+        run(args)
+    except (DataError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no second complaint
+        print(f"error: {error}", file=sys.stderr)
+        return DATA_EXIT
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to finish", file=sys.stderr)
+        return INTERRUPTED_EXIT
+    return 0
+
+
+def _prep(args: argparse.Namespace) -> None:
+    output: Path = args.output
+    name = args.name or output.name
+    report = Reporter(name, unit="bytes", is_json=args.json)
+    source = open_source(args.source, args.dataset, text_key=args.text_key)
+    manifest = prepare(
+        source,
+        open_tokenizer(args.tokenizer),
+        output=output,
+        name=name,
+        shard_tokens=args.shard_tokens,
+        progress=report,
+    )
+    report.finish(f"{_summary(manifest)} in {output}")
+
+
+def _prep_bundle(args: argparse.Namespace) -> None:
+    output: Path = args.output
+    report = Reporter(output.name, unit="bundle", is_json=args.json)
+    report(0, 1)
+    if not is_whole(output):
+        write_mini_bundle(output)
+    report(1, 1)
+    report.finish(f"whole in {output}")
+
+
+def _verify(args: argparse.Namespace) -> None:
+    folder: Path = args.folder
+    report = Reporter(folder.name, unit="bytes", is_json=args.json)
+    manifest = verify(folder, progress=report)
+    num_docs = 0
+    for shard in manifest.shards:
+        path = (folder / shard.name).with_suffix(".idx")
+        num_docs += len(read_index(path, tokens=shard.tokens))
+    if num_docs != manifest.num_docs:
+        raise DataError(
+            f"indexes of {folder}: got {num_docs} documents, expected {manifest.num_docs}."
+            " Prepare the dataset again."
+        )
+    report.finish(f"whole: {_summary(manifest)}")
+
+
+def _info(args: argparse.Namespace) -> None:
+    manifest = read_manifest(args.folder)
+    if args.json:
+        print(json.dumps({**asdict(manifest), "digest": digest(manifest)}, ensure_ascii=False))
+        return
+    print(f"{manifest.name}: {_summary(manifest)}")
+    print(f"source     {manifest.source} {manifest.revision}")
+    print(f"tokenizer  {manifest.tokenizer}, {manifest.vocab_size} ids, EOS {manifest.eos_id}")
+    print(f"shards     {len(manifest.shards)}, {manifest.total_bytes:,} bytes")
+    for key, value in manifest.facts.items():
+        print(f"{key:<10} {value}")
+    print(f"digest     {digest(manifest)}")
+
+
+def _summary(manifest: Manifest) -> str:
+    return f"{manifest.total_tokens:,} tokens of {manifest.num_docs:,} documents"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m nmoe.data.cli", description="Prepare data.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    prep = verbs.add_parser("prep", help="documents to a dataset folder")
+    prep.add_argument("--source", required=True, choices=SOURCES)
+    prep.add_argument(
+        "--dataset", required=True, nargs="+", help="train or val of stdlib; else files or folders"
+    )
+    prep.add_argument("--output", required=True, type=Path, metavar="DIR")
+    prep.add_argument("--name", help="label of the dataset (default: the folder's name)")
+    prep.add_argument("--tokenizer", default="byte", choices=sorted(TOKENIZERS))
+    prep.add_argument("--text-key", default="text", help="column or field that holds the text")
+    prep.add_argument("--shard-tokens", type=int, default=SHARD_TOKENS, metavar="N")
+    prep.set_defaults(run=_prep)
+
+    bundle = verbs.add_parser("prep-bundle", help="write the mini eval bundle")
+    bundle.add_argument("--output", required=True, type=Path, metavar="DIR")
+    bundle.set_defaults(run=_prep_bundle)
+
+    check = verbs.add_parser("verify", help="check every hash and index of a dataset")
+    check.add_argument("folder", type=Path)
+    check.set_defaults(run=_verify)
+
+    info = verbs.add_parser("info", help="what a dataset holds")
+    info.add_argument("folder", type=Path)
+    info.set_defaults(run=_info)
+
+    for verb in (prep, bundle, check, info):
+        verb.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

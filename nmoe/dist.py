@@ -1,0 +1,99 @@
+"""Ranks of one host: who I am, barriers and the few dense reductions; the only reader of torchrun's variables."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor
+
+from nmoe.config import ConfigError, Device
+
+Op = Literal["sum", "max"]
+MAX_RANKS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """This process among the ranks of one host."""
+
+    rank: int
+    size: int
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def read_world(env: Mapping[str, str] = os.environ) -> World:
+    """The rank and world size that torchrun or the supervisor set; one rank when neither did.
+
+    Raises ConfigError for more than one host or more than eight ranks.
+    """
+    size = int(env.get("WORLD_SIZE", "1"))
+    local = int(env.get("LOCAL_WORLD_SIZE", str(size)))
+    if local != size or int(env.get("GROUP_WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"multi-node launch: got {size} ranks of which {local} on this host, expected one host."
+            f" Run: torchrun --standalone --nproc_per_node={local} -m nmoe.train CONFIG.toml"
+        )
+    if size > MAX_RANKS:
+        raise ConfigError(f"got {size} ranks, expected at most {MAX_RANKS} on one host")
+    return World(rank=int(env.get("RANK", "0")), size=size)
+
+
+def start(world: World) -> None:
+    """Join the process group when there is more than one rank."""
+    if world.size > 1:
+        torch_dist.init_process_group(
+            backend="cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            rank=world.rank,
+            world_size=world.size,
+        )
+
+
+def own_device(world: World, device: Device) -> torch.device:
+    """This rank's device, made current."""
+    if device == "cpu":
+        return torch.device("cpu")
+    torch.cuda.set_device(world.rank)
+    return torch.device("cuda", world.rank)
+
+
+def shutdown() -> None:
+    """Leave the process group if there is one."""
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if torch_dist.is_initialized():
+        torch_dist.barrier()
+
+
+def all_reduce(tensor: Tensor, op: Op = "sum") -> Tensor:
+    """Reduce `tensor` over ranks in place and return it."""
+    if torch_dist.is_initialized():
+        how = torch_dist.ReduceOp.SUM if op == "sum" else torch_dist.ReduceOp.MAX
+        torch_dist.all_reduce(tensor, how)
+    return tensor
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's picklable value on every rank."""
+    box = [value]
+    if torch_dist.is_initialized():
+        torch_dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's picklable value, by rank."""
+    if not torch_dist.is_initialized():
+        return [value]
+    boxes: list[Any] = [None] * torch_dist.get_world_size()
+    torch_dist.all_gather_object(boxes, value)
+    return boxes

@@ -1,0 +1,233 @@
+"""The CORE score of a model that is seen only through `encode` and `logits_at`.
+
+Per task: mean accuracy, centered on the accuracy of guessing; CORE is the mean of the centered
+accuracies. Item i is scored by rank i mod world; batches hold items of similar length, all options
+of an item adjacent in one batch; only the positions that are scored reach the model's head.
+Options are compared by the mean cross-entropy of their region; free answers must be the argmax at
+every position. Specification: DCLM's 22 tasks as nanochat computes them.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from nmoe.eval.scoring import Encode, Gather, ItemScore, LogitsAt, Scorer, score_task
+from nmoe.eval.tasks import CoreError, Task, TaskType, read_tasks
+
+__all__ = ["CoreError", "CoreResult", "TaskScore", "centered", "evaluate"]
+
+# The bundle whose score may be called CORE: sha256 of core.yaml and eval_meta_data.csv (v1
+# baselines), equal in all public copies.
+CORE_VERSION = "dclm-v1-22"
+_CORE_PINS = (
+    "463f6ae0aa127fbd41fa655f8919e136858f4849eef176922a3be96e102ce7e7",
+    "84e279cdc0d836c9ea3a6e55a99102f8ee18f72809fe7aa6ac5a1fe630aa492f",
+)
+
+_NUM_RESAMPLES = 10_000
+_Z95 = 1.96
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskScore:
+    """Score of one task over its `n` items; `seconds` is the time on this rank.
+
+    `ci95` is the Wilson interval of `acc`; `cropped` and `empty_regions` count items with at least
+    one option that was cut to the context, or that had no token of its own to score.
+    """
+
+    label: str
+    task_type: TaskType
+    num_shots: int
+    n: int
+    acc: float
+    baseline: float
+    centered: float
+    ci95: tuple[float, float]
+    cropped: int
+    empty_regions: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreResult:
+    """The score of a suite: `core` is the mean of the centered accuracies of `tasks`.
+
+    `core_version` is "dclm-v1-22" for the 22 tasks with their v1 baselines, else "custom";
+    `core_without_boolq` (ours, not part of CORE) leaves out the noisiest task, None where it is
+    not in the suite; `ci95` is a bootstrap interval of `core` over the items within each task.
+    """
+
+    core: float
+    ci95: tuple[float, float]
+    core_without_boolq: float | None
+    core_version: str
+    csv_sha256: str
+    cap: int | None
+    max_tokens: int | None
+    tasks: tuple[TaskScore, ...]
+    seconds: float
+
+
+def evaluate(
+    bundle_dir: Path,
+    encode: Encode,
+    bos_id: int,
+    logits_at: LogitsAt,
+    *,
+    cap: int | None = None,
+    tasks: Sequence[str] | None = None,
+    records: Path | None = None,
+    rank: int = 0,
+    world: int = 1,
+    max_tokens: int | None = None,
+    batch_tokens: int = 16384,
+    gather: Gather | None = None,
+    on_task: Callable[[int, int, TaskScore], None] | None = None,
+) -> CoreResult:
+    """Score a model on the bundle in `bundle_dir`; every rank returns the same score.
+
+    `encode` gives the ordinary tokens of a text, without BOS. `logits_at(tokens [B, S],
+    rows [N], cols [N]) -> [N, V]` gives the fp32 logits at the asked (row, position) pairs; all
+    inputs are int64 on the CPU, rows are padded on the right with BOS, V is the real vocabulary.
+    B * S stays within `batch_tokens` unless a single item is larger. All ranks call it equally
+    often (a rank out of items passes one row of two BOS), so it may contain collectives.
+
+    cap: score the first `cap` items after the shuffle; None or 0 scores all.
+    tasks: labels to score; None scores all. max_tokens: keep the last tokens of longer rows.
+    records: JSONL file that rank 0 writes, a line per item: task, index, gold, chosen, correct,
+    losses (gold and chosen are null for language modeling, a loss without tokens is null).
+    gather: returns the objects of all ranks in rank order; needed when world > 1.
+    on_task: called on each rank after a task with its number (from 1), the number of tasks and
+    its score.
+
+    Raises CoreError on all ranks for a broken bundle, a prompt that cannot be scored or logits
+    that are not finite: a failure is never a wrong answer.
+    """
+    began = time.perf_counter()
+    if not 0 <= rank < world:
+        raise CoreError(f"bad rank: got rank {rank} of {world}, expected 0 <= rank < world")
+    if world > 1 and gather is None:
+        raise CoreError(f"got {world} ranks and no gather, expected one. Pass gather.")
+    if max_tokens is not None and max_tokens < 2:
+        raise CoreError(f"bad max_tokens: got {max_tokens}, expected at least 2")
+    if batch_tokens < 1:
+        raise CoreError(f"bad batch_tokens: got {batch_tokens}, expected at least 1")
+    suite = read_tasks(Path(bundle_dir), cap=cap, labels=tasks)
+    scorer = Scorer(
+        encode=encode,
+        bos_id=bos_id,
+        logits_at=logits_at,
+        rank=rank,
+        world=world,
+        max_tokens=max_tokens,
+        batch_tokens=batch_tokens,
+        gather=gather,
+    )
+    scores = []
+    with _record_file(records if rank == 0 else None) as stream:
+        for number, task in enumerate(suite, start=1):
+            task_began = time.perf_counter()
+            items = score_task(scorer, task)
+            _write_records(stream, task, items)
+            scores.append(_summarise(task, items, time.perf_counter() - task_began))
+            if on_task:
+                on_task(number, len(suite), scores[-1])
+    yaml_sha256, csv_sha256 = (
+        hashlib.sha256((Path(bundle_dir) / name).read_bytes()).hexdigest()
+        for name in ("core.yaml", "eval_meta_data.csv")
+    )
+    others = [score.centered for score in scores if score.label != "boolq"]
+    is_official = (yaml_sha256, csv_sha256) == _CORE_PINS and tasks is None
+    return CoreResult(
+        core=_mean([score.centered for score in scores]),
+        ci95=_bootstrap(scores),
+        core_without_boolq=_mean(others) if 0 < len(others) < len(scores) else None,
+        core_version=CORE_VERSION if is_official else "custom",
+        csv_sha256=csv_sha256,
+        cap=cap or None,
+        max_tokens=max_tokens,
+        tasks=tuple(scores),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def centered(acc: float, baseline: float) -> float:
+    """Accuracy on a scale where guessing (`baseline`, a fraction) is 0 and perfect is 1."""
+    return (acc - baseline) / (1 - baseline)
+
+
+def _summarise(task: Task, items: Sequence[ItemScore], seconds: float) -> TaskScore:
+    acc = sum(item.correct for item in items) / len(items)
+    return TaskScore(
+        label=task.label,
+        task_type=task.task_type,
+        num_shots=task.num_shots,
+        n=len(items),
+        acc=acc,
+        baseline=task.baseline,
+        centered=centered(acc, task.baseline),
+        ci95=_wilson(acc, len(items)),
+        cropped=sum(item.is_cropped for item in items),
+        empty_regions=sum(any(map(math.isnan, item.losses)) for item in items),
+        seconds=seconds,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _wilson(acc: float, n: int) -> tuple[float, float]:
+    """95 % interval of an accuracy over n items (Wilson 1927)."""
+    z2 = _Z95**2 / n
+    middle = (acc + z2 / 2) / (1 + z2)
+    half = math.sqrt(z2 * (acc * (1 - acc) + z2 / 4)) / (1 + z2)
+    return middle - half, middle + half
+
+
+def _bootstrap(scores: Sequence[TaskScore]) -> tuple[float, float]:
+    """95 % interval of CORE when the items of each task are drawn again; the same every time.
+
+    Drawing n outcomes of 0 or 1 with replacement is one draw from Binomial(n, acc).
+    """
+    rng = np.random.default_rng(0)
+    cores = np.zeros(_NUM_RESAMPLES)
+    for score in scores:
+        accs = rng.binomial(score.n, score.acc, size=_NUM_RESAMPLES) / score.n
+        cores += (accs - score.baseline) / (1 - score.baseline) / len(scores)
+    low, high = np.quantile(cores, (0.025, 0.975))
+    return float(low), float(high)
+
+
+@contextmanager
+def _record_file(path: Path | None) -> Iterator[TextIO | None]:
+    if path is None:
+        yield None
+        return
+    with Path(path).open("w", encoding="utf-8") as stream:
+        yield stream
+
+
+def _write_records(stream: TextIO | None, task: Task, items: Sequence[ItemScore]) -> None:
+    if stream is None:
+        return
+    for item in items:
+        line = {
+            "task": task.label,
+            "index": item.index,
+            "gold": item.gold,
+            "chosen": item.chosen,
+            "correct": item.correct,
+            "losses": [None if math.isnan(loss) else loss for loss in item.losses],
+        }
+        stream.write(json.dumps(line, allow_nan=False) + "\n")
+    stream.flush()

@@ -1,0 +1,450 @@
+"""Facts of a run as appended lines: event kinds, encoding, decoding, the append-only log.
+
+A line is one strict-JSON object: `{"v":1,"s":12,"t":1700000000.0,"a":0,"k":"step",...}` with schema
+version, per-file sequence, unix time, attempt and kind. A non-finite number is written as null and
+its field is named in `"nf"`. Readers skip kinds they do not know and refuse versions they do not.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+VERSION = 1
+
+Phase = Literal[
+    "checking",
+    "preparing",
+    "launching",
+    "compiling",
+    "training",
+    "validating",
+    "core-eval",
+    "stopping",
+    "scoring",
+]
+Status = Literal["done", "missed", "failed", "diverged", "interrupted", "core-failed"]
+Level = Literal["info", "warning", "error"]
+
+
+class EventError(ValueError):
+    """A line that cannot be read as an event."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base of all facts; `kind` is the `k` of the line."""
+
+    kind: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseEvent(Event):
+    """The run entered a phase; `note` says why or what."""
+
+    kind: ClassVar[str] = "phase"
+    phase: Phase
+    note: str = ""
+    resume_step: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepEvent(Event):
+    """Progress of a preparation job; `done == total` when finished."""
+
+    kind: ClassVar[str] = "prep"
+    job: str
+    done: int
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchEvent(Event):
+    """The supervisor started the ranks of an attempt."""
+
+    kind: ClassVar[str] = "launch"
+    pids: tuple[int, ...]
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankEvent(Event):
+    """A rank is ready to train."""
+
+    kind: ClassVar[str] = "rank"
+    rank: int
+    pid: int
+    is_ready: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileEvent(Event):
+    """Work before the clock: building, warming up or compiling `what` took `seconds`."""
+
+    kind: ClassVar[str] = "compile"
+    what: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEvent(Event):
+    """Means since the last step event; tokens and times are totals of the run."""
+
+    kind: ClassVar[str] = "step"
+    step: int
+    tokens: int
+    loss: float
+    lr: float
+    grad_norm: float
+    ms: float
+    tok_s: float
+    mfu: float | None
+    train_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValEvent(Event):
+    """A validation: mean nats a token, bits a byte, targets counted."""
+
+    kind: ClassVar[str] = "val"
+    step: int
+    loss: float
+    bpb: float
+    tokens: int
+    train_s: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterEvent(Event):
+    """Router health, one number a MoE layer; `record` indexes router.f16."""
+
+    kind: ClassVar[str] = "router"
+    step: int
+    layers: tuple[int, ...]
+    cv: tuple[float, ...]
+    entropy: tuple[float, ...]
+    experts_active: tuple[int, ...]
+    max_load: tuple[float, ...]
+    bias_range: tuple[float, ...]
+    record: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointEvent(Event):
+    """A checkpoint stands whole on disk."""
+
+    kind: ClassVar[str] = "ckpt"
+    step: int
+    name: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochEvent(Event):
+    """The loader wrapped around."""
+
+    kind: ClassVar[str] = "epoch"
+    step: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreTaskEvent(Event):
+    """One CORE task is scored: `index` of `count` tasks, `items` scored."""
+
+    kind: ClassVar[str] = "core_task"
+    name: str
+    index: int
+    count: int
+    items: int
+    acc: float
+    centered: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreEvent(Event):
+    """The CORE score of the checkpoint at the passing validation."""
+
+    kind: ClassVar[str] = "core"
+    score: float
+    tasks: int
+    items: int
+    bundle: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertEvent(Event):
+    """Something a person should know; `code` is stable, `message` is for reading."""
+
+    kind: ClassVar[str] = "alert"
+    code: str
+    level: Level
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRequestEvent(Event):
+    """The supervisor saw a request to stop, or escalated one."""
+
+    kind: ClassVar[str] = "stop_req"
+    by: str
+    action: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopAckEvent(Event):
+    """The trainer stops after `step`, which is saved."""
+
+    kind: ClassVar[str] = "stop_ack"
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeEvent(Event):
+    """How training ended, as the trainer saw it; the score is computed from the files."""
+
+    kind: ClassVar[str] = "outcome"
+    status: Status
+    step: int
+    tokens: int
+    loss: float | None
+    train_s: float
+    wall_s: float
+    compile_s: float
+    eval_s: float
+    checkpoint_s: float
+    peak_memory_bytes: int
+    params_total: int
+    params_active: int
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitEvent(Event):
+    """The attempt is over: exit code, or the signal and rank that ended it, and its last words."""
+
+    kind: ClassVar[str] = "exit"
+    status: Status
+    rc: int
+    signal: str | None = None
+    rank: int | None = None
+    tail: tuple[str, ...] = ()
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultEvent(Event):
+    """The score of the run, equal to result.json; `reason` says why there is no entry."""
+
+    kind: ClassVar[str] = "result"
+    reached: bool
+    status: Status
+    target: float
+    loss: float | None
+    step: int
+    tokens: int
+    train_s: float
+    wall_s: float
+    core: float | None
+    rank: int | None
+    entry_id: str | None
+    board: str | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuEvent(Event):
+    """One NVML sample of one GPU; None is N/A, never zero."""
+
+    kind: ClassVar[str] = "gpu"
+    index: int
+    util: int | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    energy_j: float | None = None
+    temperature_c: int | None = None
+    sm_mhz: int | None = None
+    memory_mhz: int | None = None
+    throttle: int | None = None
+    is_lost: bool = False
+
+
+KINDS: dict[str, type[Event]] = {
+    cls.kind: cls
+    for cls in (
+        PhaseEvent,
+        PrepEvent,
+        LaunchEvent,
+        RankEvent,
+        CompileEvent,
+        StepEvent,
+        ValEvent,
+        RouterEvent,
+        CheckpointEvent,
+        EpochEvent,
+        CoreTaskEvent,
+        CoreEvent,
+        AlertEvent,
+        StopRequestEvent,
+        StopAckEvent,
+        OutcomeEvent,
+        ExitEvent,
+        ResultEvent,
+        GpuEvent,
+    )
+}
+FSYNC_KINDS = frozenset({"phase", "val", "ckpt", "core_task", "core", "outcome", "exit", "result"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """An event with its envelope: sequence in its file, unix time, attempt."""
+
+    seq: int
+    time: float
+    attempt: int
+    event: Event
+
+
+def encode(record: Record) -> str:
+    """One strict-JSON line without the newline."""
+    body: dict[str, Any] = {}
+    non_finite: list[str] = []
+    for field in fields(record.event):
+        value = getattr(record.event, field.name)
+        body[field.name] = _finite(value, field.name, non_finite)
+    line: dict[str, Any] = {
+        "v": VERSION,
+        "s": record.seq,
+        "t": round(record.time, 3),
+        "a": record.attempt,
+        "k": record.event.kind,
+        **body,
+    }
+    if non_finite:
+        line["nf"] = sorted(set(non_finite))
+    return json.dumps(line, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+
+
+def decode(line: str | bytes) -> Record | None:
+    """The record of a whole line, or None for a kind this version does not know.
+
+    Raises EventError for anything else: no JSON, another version, missing or unusable fields.
+    """
+    try:
+        raw = json.loads(line)
+    except ValueError as error:
+        raise EventError(f"not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise EventError(f"got a JSON {type(raw).__name__}, expected an object")
+    if raw.get("v") != VERSION:
+        raise EventError(f"event version: got {raw.get('v')!r}, expected {VERSION}")
+    event_type = KINDS.get(str(raw.get("k")))
+    if event_type is None:
+        return None
+    values: dict[str, Any] = {}
+    lost = set(raw.get("nf", ()))
+    for field in fields(event_type):
+        if field.name in raw:
+            value = raw[field.name]
+            if field.name in lost:
+                value = _restore(value)
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+        elif field.default is MISSING:
+            raise EventError(f"{event_type.kind} event without {field.name!r}")
+    try:
+        return Record(
+            seq=int(raw["s"]),
+            time=float(raw["t"]),
+            attempt=int(raw["a"]),
+            event=event_type(**values),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise EventError(f"broken envelope of a {event_type.kind} event: {error!r}") from None
+
+
+def _finite(value: Any, name: str, non_finite: list[str]) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        non_finite.append(name)
+        return None
+    if isinstance(value, tuple):
+        return [_finite(item, name, non_finite) for item in value]
+    return value
+
+
+def _restore(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_restore(item) for item in value]
+    return math.nan if value is None else value
+
+
+class EventLog:
+    """Appends records to one file, a whole line per write; the only writer of that file."""
+
+    def __init__(self, path: Path, *, attempt: int) -> None:
+        """Open for append after the last whole line; a torn tail is closed off by a newline."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.attempt = attempt
+        self._seq = _next_seq(path)
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if _has_torn_tail(path):
+            os.write(self._fd, b"\n")
+
+    def write(self, event: Event) -> Record:
+        """Append one event; milestones are synced to disk before this returns."""
+        record = Record(seq=self._seq, time=time.time(), attempt=self.attempt, event=event)
+        self._seq += 1
+        data = (encode(record) + "\n").encode()
+        while data:
+            data = data[os.write(self._fd, data) :]
+        if event.kind in FSYNC_KINDS:
+            os.fsync(self._fd)
+        return record
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def read_events(path: Path) -> Iterator[Record]:
+    """All readable records of a file in order; broken lines and unknown kinds are passed over."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = decode(line)
+            except EventError:
+                continue
+            if record is not None:
+                yield record
+
+
+def _next_seq(path: Path) -> int:
+    last = -1
+    for record in read_events(path):
+        last = max(last, record.seq)
+    return last + 1
+
+
+def _has_torn_tail(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"

@@ -1,0 +1,67 @@
+"""Building blocks of the model: linear maps, RMS norm, rotary positions, gated feed-forward.
+
+Shapes: B batch, S sequence, H heads, N head size, D model, F hidden.
+Parameters are fp32 masters; a layer computes in the dtype of its input.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """y = x W^T without bias; `weight` is [out, in], or [parts, out / parts, in] when fused."""
+
+    def __init__(self, dim_in: int, dim_out: int, *, parts: int = 1) -> None:
+        super().__init__()
+        shape = (dim_out, dim_in) if parts == 1 else (parts, dim_out // parts, dim_in)
+        self.weight = nn.Parameter(torch.empty(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.flatten(0, -2).to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension; `weight` is [dim]."""
+
+    def __init__(self, dim: int, *, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+class Rotary(nn.Module):
+    """Rotary position table for one head size, computed once in fp32 for `max_len` positions."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_size: int, *, theta: float, max_len: int) -> None:
+        super().__init__()
+        frequency = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
+        angle = torch.arange(max_len, dtype=torch.float64)[:, None] * frequency
+        self.register_buffer("cos", angle.cos().float(), persistent=False)
+        self.register_buffer("sin", angle.sin().float(), persistent=False)
+
+    def forward(self, x_BHSN: Tensor) -> Tensor:
+        """Rotate the two halves of each head by its position."""
+        length = x_BHSN.shape[-2]
+        cos, sin = self.cos[:length].to(x_BHSN.dtype), self.sin[:length].to(x_BHSN.dtype)
+        left, right = x_BHSN.chunk(2, dim=-1)
+        return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+
+
+class SwiGLU(nn.Module):
+    """W2 (silu(x W1) * x W3): the feed-forward of dense layers and of shared experts."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.up = Linear(dim, 2 * hidden, parts=2)
+        self.down = Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * value)

@@ -1,0 +1,94 @@
+"""RDEP, expert transport: tokens go straight to the rank that owns the expert, results straight back.
+
+Legend: T tokens of this rank, D model, K top-k, R rows received here.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nmoe.rdep.ipc import Ipc
+from nmoe.rdep.layout import Receipt, Rows, share
+from nmoe.rdep.peers import PeerError, PeerLost, PeerTimeout
+from nmoe.rdep.single import Single
+
+__all__ = [
+    "PeerError",
+    "PeerLost",
+    "PeerTimeout",
+    "Receipt",
+    "Rows",
+    "Transport",
+    "open_transport",
+    "share",
+]
+
+
+class Transport(Protocol):
+    """Carries rows to their experts and back; all ranks make the same calls in the same order.
+
+    One layer is `dispatch`, the experts, `combine`; then the next layer. A backward pass runs on
+    every rank or on none, and through all layers before the next forward pass. A rank without tokens
+    takes part with T = 0.
+    """
+
+    rank: int
+    world: int
+    local_experts: range
+
+    def dispatch(
+        self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, *, layer: int
+    ) -> tuple[Rows, Receipt]:
+        """Send each token once to each distinct owner of its experts; ids int64, gates fp32."""
+        ...
+
+    def combine(self, y_RD: Tensor, rows: Rows, receipt: Receipt) -> Tensor:
+        """y_TD, the sum of gate * y over each token's rows, in fp32, sent home one row an owner."""
+        ...
+
+    def close(self) -> None:
+        """Leave; peers that still wait for this rank raise PeerLost."""
+        ...
+
+
+def open_transport(
+    *,
+    rank: int,
+    world: int,
+    num_experts: int,
+    top_k: int,
+    dim: int,
+    max_tokens: int,
+    num_layers: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    timeout_s: float = 60.0,
+) -> Transport:
+    """The transport of `rank`: `Single` for a world of one, else `Ipc`, which all ranks open together.
+
+    max_tokens: the largest T of any rank in any call; num_layers: layers that dispatch, numbered
+    from 0; dtype: of x, y and the rows on the wire; timeout_s: the longest wait for a peer that lives.
+    ValueError for what cannot be carried, PeerError when the ranks cannot meet.
+    """
+    local_experts = share(num_experts, rank=rank, world=world)
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"expert rows: got {dtype}, expected torch.float32 or torch.bfloat16.")
+    if world == 1:
+        return Single(num_experts=num_experts, dtype=dtype)
+    if torch.device(device).type != "cpu":
+        raise ValueError(
+            f"expert transport on {world} ranks: got device {device}, expected cpu. "
+            "Run on one rank."
+        )
+    return Ipc(
+        rank=rank,
+        world=world,
+        local_experts=local_experts,
+        top_k=top_k,
+        dim=dim,
+        max_tokens=max_tokens,
+        num_layers=num_layers,
+        dtype=dtype,
+        timeout_s=timeout_s,
+    )

@@ -1,0 +1,232 @@
+"""What a run publishes: event lines, metric rows, router records; rank 0 writes, others are silent.
+
+Legend: L MoE layers, E experts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from nmoe.checkpoint import Saved
+from nmoe.config import Plan
+from nmoe.eval.core import CoreResult, TaskScore
+from nmoe.events import (
+    AlertEvent,
+    CheckpointEvent,
+    CoreEvent,
+    CoreTaskEvent,
+    Event,
+    EventLog,
+    Level,
+    RouterEvent,
+    StepEvent,
+    ValEvent,
+)
+from nmoe.metrics import Clock, Interval, MetricsWriter, RouterHealth
+from nmoe.paths import RunFolder
+from nmoe.validate import Validation
+
+
+class Reporter:
+    """The publishing side of one attempt; on a rank that does not write every call does nothing."""
+
+    def __init__(self, folder: RunFolder, plan: Plan, *, attempt: int, is_writer: bool) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._is_writer = is_writer
+        if is_writer:
+            self._log = EventLog(folder.train, attempt=attempt)
+            self._metrics = MetricsWriter(folder.metrics, plan.run_id)
+
+    def event(self, event: Event) -> None:
+        """Append one event and say it in one line on stdout."""
+        if self._is_writer:
+            self._log.write(event)
+            print(_spoken(event), flush=True)
+
+    def alert(self, code: str, message: str, *, level: Level = "warning") -> None:
+        """Append an alert."""
+        self.event(AlertEvent(code=code, level=level, message=message))
+
+    def resume(self, step: int) -> None:
+        """Drop metric rows past `step`: those steps are taken again."""
+        if self._is_writer:
+            self._metrics.discard_after(step)
+
+    def step(
+        self,
+        step: int,
+        interval: Interval,
+        *,
+        clock: Clock,
+        rates: Mapping[str, float],
+        loader_wait_s: float,
+        flops_per_token: int,
+    ) -> None:
+        """Publish the means over an interval of steps that ends after `step`."""
+        if not self._is_writer:
+            return
+        plan = self._plan
+        step_tokens = plan.train.batch_size * plan.train.seq_len
+        tok_s = interval.steps * step_tokens / max(interval.seconds, 1e-9)
+        tflops = tok_s * flops_per_token / plan.world / 1e12
+        peak = plan.hardware.peak_tflops
+        event = StepEvent(
+            step=step,
+            tokens=step * step_tokens,
+            loss=interval.loss,
+            lr=rates["dense"],
+            grad_norm=interval.grad_norm,
+            ms=1000 * interval.seconds / interval.steps,
+            tok_s=tok_s,
+            mfu=tflops / peak if peak else None,
+            train_s=clock.train_s,
+            wall_s=clock.wall_s,
+        )
+        self.event(event)
+        self._metrics.add(
+            step,
+            {
+                "train/loss": event.loss,
+                "train/grad_norm": event.grad_norm,
+                "train/tokens_seen": event.tokens,
+                "throughput/tokens_per_s_gpu": tok_s / plan.world,
+                "throughput/ms_per_step": event.ms,
+                "throughput/loader_wait_ms": 1000 * loader_wait_s / interval.steps,
+                "efficiency/tflops": tflops,
+                "efficiency/mfu": event.mfu,
+                "speedrun/train_s": event.train_s,
+                "speedrun/wall_s": event.wall_s,
+                **{f"optimizer/lr_{name}": rate for name, rate in rates.items()},
+            },
+        )
+
+    def router(
+        self, step: int, layers: Sequence[int], health: Sequence[RouterHealth], loads_LE: Tensor
+    ) -> None:
+        """Publish the balance of every MoE layer and append the loads to router.f16."""
+        if not self._is_writer or not layers:
+            return
+        self.event(
+            RouterEvent(
+                step=step,
+                layers=tuple(layers),
+                cv=tuple(item.cv for item in health),
+                entropy=tuple(item.entropy for item in health),
+                experts_active=tuple(item.experts_active for item in health),
+                max_load=tuple(item.max_load for item in health),
+                bias_range=tuple(item.bias_range for item in health),
+                record=self._append_loads(loads_LE),
+            )
+        )
+        values = {
+            f"router/layer_{layer:02d}/{name}": value
+            for layer, item in zip(layers, health, strict=True)
+            for name, value in asdict(item).items()
+        }
+        for name in ("cv", "entropy"):
+            values[f"router_agg/{name}"] = sum(getattr(item, name) for item in health) / len(health)
+        self._metrics.add(step, values)
+
+    def validation(self, step: int, result: Validation, *, train_s: float, seconds: float) -> None:
+        """Publish one validation."""
+        self.event(
+            ValEvent(
+                step=step,
+                loss=result.loss,
+                bpb=result.bpb,
+                tokens=result.tokens,
+                train_s=train_s,
+                seconds=seconds,
+            )
+        )
+        self._add(
+            step,
+            {
+                "valid/loss": result.loss,
+                "valid/bpb": result.bpb,
+                "valid/tokens": result.tokens,
+            },
+        )
+
+    def checkpoint(self, saved: Saved, *, seconds: float) -> None:
+        """Publish a whole checkpoint; metric rows up to it are on disk from here on."""
+        self.flush()
+        self.event(
+            CheckpointEvent(
+                step=saved.manifest.progress.step,
+                name=saved.path.name,
+                bytes=saved.bytes,
+                seconds=seconds,
+            )
+        )
+
+    def core_task(self, step: int, index: int, count: int, score: TaskScore) -> None:
+        """Publish the score of one CORE task."""
+        self.event(
+            CoreTaskEvent(
+                name=score.label,
+                index=index,
+                count=count,
+                items=score.n,
+                acc=score.acc,
+                centered=score.centered,
+                seconds=score.seconds,
+            )
+        )
+        task = f"eval/core/{score.label}"
+        self._add(
+            step,
+            {
+                f"{task}/acc": score.acc,
+                f"{task}/centered": score.centered,
+                f"{task}/n": score.n,
+            },
+        )
+
+    def core(self, step: int, result: CoreResult) -> None:
+        """Publish the CORE score."""
+        self.event(
+            CoreEvent(
+                score=result.core,
+                tasks=len(result.tasks),
+                items=sum(task.n for task in result.tasks),
+                bundle=result.csv_sha256,
+                seconds=result.seconds,
+            )
+        )
+        self._add(step, {"eval/CORE": result.core})
+
+    def flush(self) -> None:
+        """Put metric rows on disk."""
+        if self._is_writer:
+            self._metrics.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._is_writer:
+            self._metrics.flush()
+            self._log.close()
+
+    def _add(self, step: int, values: Mapping[str, float]) -> None:
+        if self._is_writer:
+            self._metrics.add(step, values)
+
+    def _append_loads(self, loads_LE: Tensor) -> int:
+        share_LE = loads_LE.double() / loads_LE.sum(1, keepdim=True).clamp_min(1)
+        data = share_LE.to(torch.float16).numpy().tobytes()
+        with self._folder.router.open("ab") as file:
+            record = file.tell() // len(data)
+            file.write(data)
+        return record
+
+
+def _spoken(event: Event) -> str:
+    values = ", ".join(f"{name} {_short(value)}" for name, value in asdict(event).items())
+    return f"{event.kind}: {values}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,99 @@
+"""A run without the harness: its plan, its folder and lock, its exit record and result."""
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from nmoe import dist
+from nmoe.config import Config, ConfigError, Digests, Hardware, Plan, config_digest, read_config
+from nmoe.events import EventLog, ExitEvent, OutcomeEvent, read_events
+from nmoe.paths import (
+    CONSTRAINTS,
+    RunFolder,
+    code_version,
+    file_digest,
+    new_run_id,
+    write_atomic,
+)
+
+
+def make_plan(path: Path, *, overrides: Sequence[str], world: dist.World) -> Plan:
+    """Resolve a TOML file for this machine; the dtype must be explicit. Raises ConfigError."""
+    config = read_config(path, overrides=overrides)
+    if config.train.dtype == "auto":
+        raise ConfigError(
+            f'{path.name}: train.dtype: got "auto", expected a dtype. The trainer alone does not'
+            " choose: add --set train.dtype=bf16, or start it with n speedrun."
+        )
+    has_gpu = torch.cuda.is_available()
+    code = code_version()
+    return Plan(
+        **{item.name: getattr(config, item.name) for item in fields(Config)},
+        run_id=dist.broadcast(new_run_id(config.preset)),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        world=world.size,
+        device="cuda" if has_gpu else "cpu",
+        dtype=config.train.dtype,
+        dtype_reason="named in the configuration",
+        choice=f"{path.name}, trainer alone",
+        hardware=_hardware(has_gpu=has_gpu),
+        digests=Digests(
+            config=config_digest(config),
+            constraints=file_digest(CONSTRAINTS) if CONSTRAINTS.exists() else None,
+            commit=code.commit,
+            is_dirty=code.is_dirty,
+        ),
+        versions={"python": sys.version.split()[0], "torch": torch.__version__},
+    )
+
+
+def create_folder(plan: Plan, folder: RunFolder) -> None:
+    """Make the run folder with its plan in it."""
+    folder.root.mkdir(parents=True, exist_ok=False)
+    write_atomic(folder.plan, plan.to_json())
+
+
+def hold_lock(folder: RunFolder) -> None:
+    """Lock the run folder until this process ends; ConfigError when another holds it."""
+    fd = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ConfigError(
+            f"run {folder.run_id} is alive: another process holds its lock. Stop it first:"
+            f" n stop {folder.run_id}"
+        ) from None
+    folder.stop_request.unlink(missing_ok=True)
+
+
+def record_exit(folder: RunFolder, *, rc: int, attempt: int) -> None:
+    """Append the exit event and write result.json from the last outcome."""
+    outcomes = [r.event for r in read_events(folder.train) if isinstance(r.event, OutcomeEvent)]
+    status = outcomes[-1].status if outcomes else "failed"
+    log = EventLog(folder.train, attempt=attempt)
+    log.write(ExitEvent(status=status, rc=rc))
+    log.close()
+    if outcomes:
+        result = {"run_id": folder.run_id, **asdict(outcomes[-1])}
+        write_atomic(folder.result, json.dumps(result, indent=1) + "\n")
+
+
+def _hardware(*, has_gpu: bool) -> Hardware:
+    cores = len(os.sched_getaffinity(0))
+    if not has_gpu:
+        return Hardware(cores=cores)
+    properties = torch.cuda.get_device_properties(0)
+    return Hardware(
+        gpu=properties.name,
+        num_gpus=torch.cuda.device_count(),
+        capability=f"{properties.major}.{properties.minor}",
+        memory_bytes=properties.total_memory,
+        cores=cores,
+    )

@@ -1,0 +1,340 @@
+"""Trains one run: build -> fit -> finish.
+
+    python -m nmoe.train CONFIG.toml [--set section.key=value …]
+    torchrun --standalone --nproc_per_node=N -m nmoe.train CONFIG.toml
+    python -m nmoe.train --run RUN_FOLDER          (a rank of a supervised run, or go on alone)
+
+Exit codes: 0 target reached and CORE scored, 1 bug, 2 configuration, 4 data or bundle, 5 training
+failed, 6 target not reached, 7 CORE failed, 130 stopped with a checkpoint.
+"""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from nmoe import dist, standalone
+from nmoe.build import WIDEST_ITEM, Run, build, close, peak_memory_bytes, save
+from nmoe.checkpoint import CheckpointError
+from nmoe.config import ConfigError, Plan, read_plan
+from nmoe.control import Control, StopReason
+from nmoe.data.manifest import DataError
+from nmoe.eval.core import CoreError, TaskScore, evaluate
+from nmoe.events import EpochEvent, OutcomeEvent, PhaseEvent, Status, StopAckEvent
+from nmoe.metrics import is_collapsed, router_health
+from nmoe.optim import peak_rates
+from nmoe.optim.schedule import lr_scale
+from nmoe.paths import RunFolder, data_root
+from nmoe.rdep import PeerError
+from nmoe.report import Reporter
+from nmoe.validate import Validation, validate
+
+EXIT_CODES: dict[Status, int] = {
+    "done": 0,
+    "missed": 6,
+    "failed": 5,
+    "diverged": 5,
+    "interrupted": 130,
+    "core-failed": 7,
+}
+
+
+class Diverged(RuntimeError):
+    """Training cannot recover: a loss that is not finite, or a collapsed router."""
+
+
+class Stopped(Exception):
+    """A request to stop was honoured and everything needed to go on is saved."""
+
+
+def fit(run: Run) -> bool:
+    """Train until a validation reaches the target (True) or the steps are used up (False).
+
+    Raises Stopped after a request to stop, Diverged when training cannot recover.
+    """
+    plan = run.plan
+    run.report.event(PhaseEvent(phase="training"))
+    run.clock.start()
+    run.meter.restart(train_s=run.clock.train_s)
+    while run.step < plan.train.steps:
+        train_step(run)  # on the clock
+        is_last = run.step == plan.train.steps
+        stop = StopReason.NONE
+        if is_last or plan.log.is_due(run.step) or plan.checkpoint.is_due(run.step):
+            stop = log_step(run)
+        if is_last or plan.validation.is_due(run.step):
+            result = validation_step(run)  # off the clock
+            if result.loss <= plan.target.target_loss:
+                run.reached = save(run, "target", loss=result.loss)
+                return True
+        if stop or plan.checkpoint.is_due(run.step):
+            save(run, "step")
+        if stop:
+            leave(run, stop)
+    return False
+
+
+def train_step(run: Run) -> None:
+    """One optimizer step on one global batch, `accumulation` micro-batches on each rank."""
+    plan, model = run.plan, run.model
+    with run.loader_wait.running():
+        epoch = run.loader.cursor.epoch
+        batch_BN = torch.from_numpy(run.loader.next_batch())
+    if run.loader.cursor.epoch != epoch:
+        run.report.event(EpochEvent(step=run.step, epoch=run.loader.cursor.epoch))
+    mean_loss = torch.zeros((), dtype=torch.float64, device=run.device)
+    for windows_BN in batch_BN.split(plan.train.micro_batch):
+        nats_T, aux_sum = model.nats(windows_BN.to(run.device))
+        loss = nats_T.sum() / (plan.train.batch_size * plan.train.seq_len)
+        mean_loss += loss.detach()
+        (loss + plan.experts.aux_coef * aux_sum / plan.train.batch_size).backward()
+    norm = run.optimizer.reduce_gradients()
+    run.optimizer.step(scale=learning_rate_scale(run), norm=norm)
+    run.meter.add(loss=mean_loss, grad_norm=norm, loads_LE=balance(run))
+    run.step += 1
+
+
+def balance(run: Run) -> Tensor:
+    """Move every router's bias by the step's loads, global int64 [L, E], and count anew."""
+    routers = [layer.router for _, layer in run.model.moe_layers()]
+    if not routers:
+        return torch.zeros(0, run.plan.experts.num_experts, dtype=torch.int64, device=run.device)
+    loads_LE = dist.all_reduce(torch.stack([router.loads_E for router in routers]))
+    for router, loads_E in zip(routers, loads_LE, strict=True):
+        router.update_bias(loads_E)
+        router.loads_E.zero_()
+    return loads_LE
+
+
+def learning_rate_scale(run: Run) -> float:
+    """The schedule's factor for the step that comes next."""
+    train = run.plan.train
+    return lr_scale(
+        run.plan.schedule, tokens=run.tokens, tokens_per_step=train.batch_size * train.seq_len
+    )
+
+
+def log_step(run: Run) -> StopReason:
+    """Publish the interval; ranks agree here on the loss and on whether to stop.
+
+    Raises Diverged on every rank for a loss that is not finite or a collapsed router.
+    """
+    losses = dist.all_reduce(run.meter.loss_share().clone())
+    reason = dist.all_reduce(torch.tensor(int(run.control.reason())), "max")
+    if reason:
+        run.control.acknowledge()
+    interval = run.meter.take(loss_sum=losses.item(), train_s=run.clock.read())
+    scale = learning_rate_scale(run)
+    rates = {name: scale * rate for name, rate in peak_rates(run.plan.optim).items()}
+    run.report.step(
+        run.step,
+        interval,
+        clock=run.clock,
+        rates=rates,
+        loader_wait_s=run.loader_wait.take(),
+        flops_per_token=run.flops_per_token,
+    )
+    layers = run.model.moe_layers()
+    health = [
+        router_health(loads_E, layer.router.bias_E.cpu())
+        for loads_E, (_, layer) in zip(interval.loads_LE, layers, strict=True)
+    ]
+    run.report.router(run.step, [index for index, _ in layers], health, interval.loads_LE)
+    if not torch.isfinite(losses):
+        raise Diverged(
+            f"the loss is {losses.item()} at step {run.step}. Lower the learning rate or go on"
+            " from an earlier checkpoint with another seed."
+        )
+    experts = run.plan.experts
+    for (index, _), item in zip(layers, health, strict=True):
+        if is_collapsed(item, num_experts=experts.num_experts, top_k=experts.top_k):
+            raise Diverged(
+                f"the router of layer {index} collapsed at step {run.step}: {item.experts_active} of"
+                f" {experts.num_experts} experts are used. Raise experts.bias_rate or aux_coef."
+            )
+    return StopReason(int(reason.item()))
+
+
+def validation_step(run: Run) -> Validation:
+    """Validate off the clock and publish the result."""
+    run.report.event(PhaseEvent(phase="validating"))
+    before_s = run.clock.eval_s
+    with run.clock.paused("eval_s"):
+        result = validate(
+            run.model,
+            run.windows_WS,
+            run.tokenizer.byte_lengths(),
+            world=run.world,
+            batch=run.plan.train.micro_batch,
+            device=run.device,
+        )
+    seconds = run.clock.eval_s - before_s
+    run.report.validation(run.step, result, train_s=run.clock.train_s, seconds=seconds)
+    run.report.event(PhaseEvent(phase="training"))
+    return result
+
+
+def leave(run: Run, reason: StopReason) -> NoReturn:
+    """Say that the request is honoured and raise Stopped."""
+    why = reason.name.lower()
+    run.report.event(StopAckEvent(step=run.step, reason=why))
+    raise Stopped(f"stopped after step {run.step}: {why}")
+
+
+def finish(run: Run) -> None:
+    """Score CORE on the weights of the passing validation; raises CoreError, Stopped."""
+    plan = run.plan
+    run.report.event(PhaseEvent(phase="core-eval"))
+
+    def on_task(index: int, count: int, score: TaskScore) -> None:
+        run.report.core_task(run.step, index, count, score)
+        reason = dist.all_reduce(torch.tensor(int(run.control.reason())), "max")
+        if reason:
+            run.control.acknowledge()
+            leave(run, StopReason(int(reason.item())))
+
+    run.model.eval()
+    with run.clock.paused("eval_s"):
+        result = evaluate(
+            run.root.bundle(plan.data.bundle),
+            run.tokenizer.encode,
+            run.tokenizer.eos_id,
+            run.model.logits_at,
+            cap=plan.eval.cap,
+            records=run.folder.core_items,
+            rank=run.world.rank,
+            world=run.world.size,
+            max_tokens=plan.train.seq_len,
+            batch_tokens=max(plan.train.micro_batch, WIDEST_ITEM) * plan.train.seq_len,
+            gather=dist.gather,
+            on_task=on_task,
+        )
+    run.report.core(run.step, result)
+
+
+def train(run: Run) -> tuple[Status, str]:
+    """Fit and finish; what ends a run early becomes its status and a message."""
+    try:
+        if run.reached is None and not fit(run):
+            return "missed", f"the target {run.plan.target.target_loss} was not reached"
+        finish(run)
+    except Stopped as stop:
+        return "interrupted", str(stop)
+    except Diverged as error:
+        return "diverged", str(error)
+    except CoreError as error:
+        return "core-failed", str(error)
+    return "done", ""
+
+
+def conclude(run: Run, status: Status, message: str) -> None:
+    """Publish how the attempt ended."""
+    run.clock.stop()
+    clock, reached = run.clock, run.reached
+    peak = peak_memory_bytes(run)
+    if message:
+        run.report.alert(status, message, level="info" if status == "interrupted" else "error")
+    run.report.event(
+        OutcomeEvent(
+            status=status,
+            step=run.step,
+            tokens=run.tokens,
+            loss=reached.loss if reached else None,
+            train_s=reached.train_s if reached else clock.train_s,
+            wall_s=clock.wall_s,
+            compile_s=clock.compile_s,
+            eval_s=clock.eval_s,
+            checkpoint_s=clock.checkpoint_s,
+            peak_memory_bytes=peak,
+            params_total=run.parameters.total,
+            params_active=run.parameters.active,
+            message=message,
+        )
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry of a rank; returns the exit code."""
+    args = _parse(argv)
+    try:
+        world = dist.read_world()
+        dist.start(world)
+        plan, folder = _open_run(args, world)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    code = run_rank(plan, folder, world=world, attempt=args.attempt, pipe=args.supervisor_fd)
+    if args.lock_fd is None and world.is_main:
+        standalone.record_exit(folder, rc=code, attempt=args.attempt)
+    dist.shutdown()
+    return code
+
+
+def run_rank(
+    plan: Plan, folder: RunFolder, *, world: dist.World, attempt: int, pipe: int | None
+) -> int:
+    """Train one rank of an attempt to its end; returns the exit code."""
+    control = Control(folder, supervisor_fd=pipe)
+    report = Reporter(folder, plan, attempt=attempt, is_writer=world.is_main)
+    try:
+        run = build(plan, folder, data_root(), world=world, control=control, report=report)
+        status, message = train(run)
+        conclude(run, status, message)
+        close(run)
+        return EXIT_CODES[status]
+    except ConfigError as error:
+        return _fail(report, "configuration", error, code=2)
+    except DataError as error:
+        return _fail(report, "data", error, code=4)
+    except PeerError as error:
+        return _fail(report, "peer", error, code=5)
+    except (CheckpointError, OSError, RuntimeError, ValueError) as error:
+        traceback.print_exc()
+        return _fail(report, "training", error, code=5)
+
+
+def _open_run(args: argparse.Namespace, world: dist.World) -> tuple[Plan, RunFolder]:
+    if args.run is not None:
+        folder = RunFolder(root=args.run.absolute())
+        plan = read_plan(folder.plan)
+    else:
+        plan = standalone.make_plan(args.config, overrides=args.set, world=world)
+        root = data_root()
+        folder = root.run(plan.run_id)
+        if world.is_main:
+            standalone.create_folder(plan, folder)
+    if plan.world != world.size:
+        raise ConfigError(f"got {world.size} ranks, the plan of {plan.run_id} wants {plan.world}")
+    if args.lock_fd is None and world.is_main:
+        standalone.hold_lock(folder)
+    dist.barrier()
+    return plan, folder
+
+
+def _fail(report: Reporter, code_name: str, error: Exception, *, code: int) -> int:
+    report.alert(code_name, str(error), level="error")
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return code
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m nmoe.train", description=__doc__)
+    parser.add_argument("config", type=Path, nargs="?", help="a TOML file such as configs/…")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--run", type=Path, help="an existing run folder, instead of a TOML file")
+    parser.add_argument("--attempt", type=int, default=0)
+    parser.add_argument("--lock-fd", type=int, help="the supervisor's lock, held by inheritance")
+    parser.add_argument("--supervisor-fd", type=int, help="a pipe whose end means: stop")
+    args = parser.parse_args(argv)
+    if (args.config is None) == (args.run is None):
+        parser.error("name either a TOML file or --run RUN_FOLDER")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Small datasets for tests: counting tokens in shards of chosen sizes, and texts held in memory."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from nmoe.data.manifest import Manifest, write_manifest
+from nmoe.data.shards import write_shard
+from nmoe.data.sources import Document
+
+
+def write_counting(folder: Path, shard_tokens: Sequence[int], *, vocab_size: int = 65536) -> Path:
+    """A dataset whose token i is i, so that a window tells where it comes from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards, start = [], 0
+    for number, size in enumerate(shard_tokens):
+        tokens = np.arange(start, start + size, dtype="<u2")
+        shards.append(write_shard(folder, number, documents=[tokens]))
+        start += size
+    manifest = Manifest(
+        name="counting",
+        source="counting",
+        revision="1",
+        tokenizer="none",
+        vocab_size=vocab_size,
+        eos_id=0,
+        total_tokens=start,
+        num_docs=len(shards),
+        text_bytes=start,
+        shards=tuple(shards),
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """A source over texts in memory."""
+
+    texts: Sequence[str]
+    name: str = "texts"
+    facts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def revision(self) -> str:
+        return hashlib.sha256("\0".join(self.texts).encode("utf-8", "replace")).hexdigest()
+
+    @property
+    def total_bytes(self) -> int:
+        return len(self.texts)
+
+    def documents(self) -> Iterator[Document]:
+        for position, text in enumerate(self.texts, start=1):
+            yield Document(text=text, position=position)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
