@@ -8,10 +8,10 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from harness import runs
 from harness.errors import MachineError
@@ -63,9 +63,9 @@ def record_end(folder: RunFolder, result: ResultEvent) -> str | None:
 
 def rebuild(root: DataRoot) -> int:
     """Make the index again from the run folders; returns the number of runs in it."""
-    with _write_lock(root):
-        _move_aside(root.experiments)
-        return _fill(root)
+    counts: list[int] = []
+    _apply(root, lambda connection: counts.append(_fill(connection, root)))
+    return counts[-1]
 
 
 def _apply(root: DataRoot, write: Write) -> str | None:
@@ -77,36 +77,34 @@ def _apply(root: DataRoot, write: Write) -> str | None:
             return None
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode & 0xFF not in _BROKEN:
-                raise _cannot_write(root, error) from None
-            broken = error
-        try:
-            moved = _move_aside(root.experiments)
-            count = _fill(root)
-            with _database(root.experiments) as connection:
-                write(connection)
-        except (OSError, sqlite3.DatabaseError) as error:
-            raise _cannot_write(root, error) from None
+                raise
+            problem = str(error)
+        moved = _move_aside(root.experiments)
+        with _database(root.experiments) as connection:
+            count = _fill(connection, root)
+            write(connection)
     return (
-        f"{root.experiments.name} was broken ({broken}): moved to {moved} and made again"
+        f"{root.experiments} was broken ({problem}): moved to {moved.name} and made again"
         f" from {count} run folders"
     )
 
 
-def _fill(root: DataRoot) -> int:
+def _fill(connection: sqlite3.Connection, root: DataRoot) -> int:
+    connection.execute("DELETE FROM runs")
+    connection.execute("DELETE FROM experiments")
     count = 0
-    with _database(root.experiments) as connection:
-        for path in sorted(root.runs.glob("*/plan.json")):
-            folder = RunFolder(root=path.parent)
-            try:
-                plan = read_plan(folder.plan)
-            except ConfigError:
-                continue  # the folder is still there for whoever can read it
-            content = _read_result(folder)
-            ended = "running" if runs.is_alive(folder) else "interrupted"
-            _insert(connection, plan, status=ended)
-            if content:
-                _update(connection, plan.run_id, status=_status(content, ended), content=content)
-            count += 1
+    for path in sorted(root.runs.glob("*/plan.json")):
+        folder = RunFolder(root=path.parent)
+        try:
+            plan = read_plan(folder.plan)
+        except ConfigError:
+            continue  # the folder is still there for whoever can read it
+        content = _read_result(folder)
+        status = "running" if runs.is_alive(folder) else "interrupted"
+        _insert(connection, plan, status=status)
+        if content:
+            _update(connection, plan.run_id, status=_status(content, status), content=content)
+        count += 1
     return count
 
 
@@ -143,10 +141,10 @@ def _update(
 
 def _read_result(folder: RunFolder) -> dict[str, Any]:
     try:
-        content = json.loads(folder.result.read_text(encoding="utf-8"))
+        content: object = json.loads(folder.result.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return cast("dict[str, Any]", content) if isinstance(content, dict) else {}
 
 
 def _status(content: dict[str, Any], otherwise: str) -> str:
@@ -155,7 +153,7 @@ def _status(content: dict[str, Any], otherwise: str) -> str:
 
 
 @contextmanager
-def _database(path: Path) -> Iterator[sqlite3.Connection]:
+def _database(path: Path) -> Generator[sqlite3.Connection]:
     """A connection whose block is one transaction; readers are never blocked (WAL)."""
     with closing(sqlite3.connect(path, timeout=_BUSY_S)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -166,22 +164,25 @@ def _database(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 @contextmanager
-def _write_lock(root: DataRoot) -> Iterator[None]:
-    """One writer at a time, so that nobody moves a database aside that another just made."""
+def _write_lock(root: DataRoot) -> Generator[None]:
+    """One writer at a time, so that nobody moves a database aside that another just made.
+
+    What keeps a writer from writing (disk, permissions, a lock held too long) is a MachineError.
+    """
     try:
         root.path.mkdir(parents=True, exist_ok=True)
-        file = root.experiments.with_name(f".{root.experiments.name}.lock").open("a")
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        raise _cannot_write(root, error) from None
-    with file:
-        yield
+        with root.experiments.with_name(f".{root.experiments.name}.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except (OSError, sqlite3.DatabaseError) as error:
+        raise MachineError(
+            f"cannot write {root.experiments}: {error}",
+            f"Free space or fix the permissions in {root.path}.",
+        ) from None
 
 
-def _move_aside(path: Path) -> Path | None:
+def _move_aside(path: Path) -> Path:
     """Rename a database and its journals to the first free `.corrupt-<n>`."""
-    if not path.exists():
-        return None
     number = 1
     while (moved := path.with_name(f"{path.name}.corrupt-{number}")).exists():
         number += 1
@@ -194,10 +195,3 @@ def _move_aside(path: Path) -> Path | None:
 
 def _root(folder: RunFolder) -> DataRoot:
     return DataRoot(path=folder.root.parent.parent, reason="the run's folder")
-
-
-def _cannot_write(root: DataRoot, error: Exception) -> MachineError:
-    return MachineError(
-        f"cannot write {root.experiments}: {error}",
-        f"Free space or fix the permissions in {root.path}.",
-    )

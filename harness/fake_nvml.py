@@ -47,9 +47,13 @@ class FakeNvml:
         return index
 
     def _function(self, name: str) -> Callable[..., Any]:
-        if name.startswith("nvmlDevice"):
-            return lambda handle, *_: self._answer(name, handle)
-        return lambda *_: self._answer(name, None)
+        def of_gpu(handle: int, *_: object) -> Any:
+            return self._answer(name, handle)
+
+        def of_system(*_: object) -> Any:
+            return self._answer(name, None)
+
+        return of_gpu if name.startswith("nvmlDevice") else of_system
 
     def _answer(self, name: str, gpu: int | None) -> Any:
         count = self._calls.get((name, gpu), 0)

@@ -7,19 +7,19 @@ import os
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pynvml
+import pynvml  # pyright: ignore[reportMissingTypeStubs]
 
 from harness.errors import Problem
 from harness.fake_nvml import FakeNvml, read_scenario
-from nmoe.config import Hardware
+from nmoe.config import Dtype, Hardware
 from nmoe.events import GpuEvent
 
 # Compute capability -> dtype that a run takes when none is named.
-DEFAULT_DTYPE = {"9.0": "bf16", "10.0": "fp8"}
+DEFAULT_DTYPE: dict[str, Dtype] = {"9.0": "bf16", "10.0": "fp8"}
 # Dense TFLOP/s: H100 and H200 data sheets (2024), DGX B200 and GB200 data sheets (2025), per GPU.
 PEAK_TFLOPS: dict[str, dict[str, float]] = {
     "H100": {"bf16": 989.4, "fp8": 1978.9},
@@ -100,34 +100,27 @@ def detect(
         scenario = read_scenario(fake)
         nvml = FakeNvml(scenario, real=pynvml)
         environ = scenario.get("environ", {})
-    base = {"cpu": cpu_model(), "cores": num_cores(), "is_fake": fake is not None}
+    host = Hardware(cpu=cpu_model(), cores=num_cores(), is_fake=fake is not None)
     num_nodes = _num_nodes(environ)
     try:
         nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        problem = _init_problem(error)
-        return Detection(hardware=Hardware(**base), problems=(problem,), num_nodes=num_nodes)
-    try:
         driver = _ask(nvml, nvml.nvmlSystemGetDriverVersion)
         cuda = _ask(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2)
         every = [_read_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+        nvml.nvmlShutdown()
     except nvml.NVMLError as error:
-        problem = _init_problem(error)
-        return Detection(hardware=Hardware(**base), problems=(problem,), num_nodes=num_nodes)
-    finally:
-        _ask(nvml, nvml.nvmlShutdown)
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    gpus, hidden = _visible(every, visible)
-    first = gpus[0] if gpus else None
-    return Detection(
-        hardware=Hardware(
-            gpu=first.product if first else None,
+        return Detection(hardware=host, problems=(_init_problem(error),), num_nodes=num_nodes)
+    gpus, hidden = _visible(every, environ.get("CUDA_VISIBLE_DEVICES"))
+    if gpus:
+        host = replace(
+            host,
+            gpu=gpus[0].product,
             num_gpus=len(gpus),
-            capability=first.capability if first else None,
-            memory_bytes=first.memory_bytes if first else None,
-            driver=driver,
-            **base,
-        ),
+            capability=gpus[0].capability,
+            memory_bytes=gpus[0].memory_bytes,
+        )
+    return Detection(
+        hardware=replace(host, driver=driver),
         gpus=gpus,
         problems=hidden or _gpu_problems(gpus),
         cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
@@ -259,7 +252,7 @@ def _gpu_problems(gpus: Sequence[Gpu]) -> tuple[Problem, ...]:
             fix = "Reset it or reboot, or leave it out with CUDA_VISIBLE_DEVICES."
         elif gpu.is_mig:
             what = f"MIG mode is on for GPU {gpu.index} ({gpu.product})"
-            fix = f"Turn it off: sudo nvidia-smi -i {gpu.index} -mig 0"
+            fix = f"Turn it off with `sudo nvidia-smi -i {gpu.index} -mig 0`."
         elif gpu.capability not in DEFAULT_DTYPE:
             seen = gpu.capability or "unknown"
             what = (

@@ -9,11 +9,11 @@ import hashlib
 import json
 import math
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from harness import score
 from harness.errors import BoardError, MachineError
@@ -94,7 +94,7 @@ def finish(folder: RunFolder, root: DataRoot, *, repo_board: Path = REPO_BOARD) 
         path = repo_board if scored.is_official else root.board
         try:
             entry, board = append(path, make_entry(scored))
-        except BoardError as error:
+        except (BoardError, ConfigError) as error:
             reason = str(error)
         else:
             entry_id, board_path = entry.entry_id, str(board.path)
@@ -160,17 +160,18 @@ def load(path: Path) -> Board:
     except (OSError, UnicodeDecodeError) as error:
         _refuse(path, f"cannot be read: {error}")
     try:
-        raw = json.loads(text, parse_constant=_no_constant, parse_float=_finite_float)
+        raw: object = json.loads(text, parse_constant=_no_constant, parse_float=_finite_float)
     except (ValueError, RecursionError) as error:
         _refuse(path, f"is not JSON: {error}")
-    if not isinstance(raw, dict) or set(raw) != {"format", "entries", "published"}:
+    content = cast("dict[str, Any]", raw) if isinstance(raw, dict) else {}
+    if set(content) != {"format", "entries", "published"}:
         _refuse(path, "holds something else than format, entries and published")
-    if raw["format"] != FORMAT:
-        _refuse(path, f"has format {raw['format']!r}, this version reads {FORMAT}")
+    if content["format"] != FORMAT:
+        _refuse(path, f"has format {content['format']!r}, this version reads {FORMAT}")
     return Board(
         path=path,
-        entries=_rows(Entry, raw["entries"], path, "entries"),
-        published=_rows(Published, raw["published"], path, "published"),
+        entries=_rows(Entry, content["entries"], path, "entries"),
+        published=_rows(Published, content["published"], path, "published"),
     )
 
 
@@ -258,8 +259,9 @@ def _why_not_entered(scored: Score) -> str:
 def _rows(cls: type[Any], raw: object, path: Path, name: str) -> tuple[Any, ...]:
     if not isinstance(raw, list):
         _refuse(path, f"has {name} that are no list")
+    rows = cast("list[object]", raw)
     try:
-        return tuple(build(cls, row, where=f"{name}[{i}]") for i, row in enumerate(raw))
+        return tuple(build(cls, row, where=f"{name}[{i}]") for i, row in enumerate(rows))
     except (ConfigError, OverflowError) as error:
         _refuse(path, str(error))
 
@@ -284,7 +286,7 @@ def _write(board: Board) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Generator[None]:
     lock = path.with_name(f".{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -308,7 +310,7 @@ def _refuse(path: Path, problem: str) -> NoReturn:
 def _strict(value: Any) -> Any:
     """The value with None for every number that JSON cannot hold."""
     if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
+        return {key: _strict(item) for key, item in cast("dict[str, Any]", value).items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

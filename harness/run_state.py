@@ -5,14 +5,14 @@ one file come in its order; how the files of a run interleave does not change th
 """
 
 import math
-from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from harness import format as text
+from harness.describe import describe
+from harness.series import Point, Series
 from nmoe import events as ev
 from nmoe.config import Plan
 
@@ -48,113 +48,6 @@ STAGES: Mapping[str, int] = MappingProxyType(
     {"checking": 0, "preparing": 1, "launching": 2, "scoring": 4}
 )
 TRAINER_STAGE = 3
-
-
-class Point(NamedTuple):
-    """One point of a series."""
-
-    step: int
-    tokens: int
-    train_s: float
-    value: float
-
-
-class Buffer:
-    """Columns of points that only grow at their end; shared by many series."""
-
-    __slots__ = ("step", "tokens", "train_s", "value")
-
-    def __init__(self) -> None:
-        self.step = array("q")
-        self.tokens = array("q")
-        self.train_s = array("d")
-        self.value = array("d")
-
-    def copy(self, length: int) -> "Buffer":
-        """The first points in columns of their own."""
-        other = Buffer()
-        other.step = self.step[:length]
-        other.tokens = self.tokens[:length]
-        other.train_s = self.train_s[:length]
-        other.value = self.value[:length]
-        return other
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Series:
-    """The first `length` points of a shared buffer; never changes, whatever is appended later."""
-
-    buffer: Buffer = field(default_factory=Buffer)
-    length: int = 0
-
-    def append(self, point: Point) -> "Series":
-        """A series one longer; copies only when another series has grown the buffer meanwhile."""
-        buffer = self.buffer
-        if len(buffer.value) != self.length:
-            buffer = buffer.copy(self.length)
-        buffer.step.append(point.step)
-        buffer.tokens.append(point.tokens)
-        buffer.train_s.append(point.train_s)
-        buffer.value.append(point.value)
-        return Series(buffer, self.length + 1)
-
-    def until(self, step: int) -> "Series":
-        """The points up to and including `step`."""
-        length = self.length
-        while length and self.buffer.step[length - 1] > step:
-            length -= 1
-        return self if length == self.length else Series(self.buffer, length)
-
-    @property
-    def steps(self) -> "array[int]":
-        """A copy of the steps, int64."""
-        return self.buffer.step[: self.length]
-
-    @property
-    def tokens(self) -> "array[int]":
-        """A copy of the tokens seen, int64."""
-        return self.buffer.tokens[: self.length]
-
-    @property
-    def train_s(self) -> "array[float]":
-        """A copy of the training seconds, float64."""
-        return self.buffer.train_s[: self.length]
-
-    @property
-    def values(self) -> "array[float]":
-        """A copy of the values, float64."""
-        return self.buffer.value[: self.length]
-
-    @property
-    def last(self) -> Point | None:
-        """The newest point."""
-        return self[-1] if self.length else None
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Point:
-        at = index + self.length if index < 0 else index
-        if not 0 <= at < self.length:
-            raise IndexError(f"point {index} of {self.length}")
-        columns = self.buffer
-        return Point(columns.step[at], columns.tokens[at], columns.train_s[at], columns.value[at])
-
-    def __iter__(self) -> Iterator[Point]:
-        return (self[index] for index in range(self.length))
-
-    def __eq__(self, other: object) -> bool:
-        """Equal bit by bit, so that a NaN equals itself."""
-        if not isinstance(other, Series):
-            return NotImplemented
-        return self._bytes() == other._bytes()
-
-    def __hash__(self) -> int:
-        return hash((self.length, self.last))
-
-    def _bytes(self) -> tuple[bytes, ...]:
-        columns = (self.steps, self.tokens, self.train_s, self.values)
-        return tuple(column.tobytes() for column in columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,20 +166,6 @@ def stall_limit_s(state: RunState) -> float:
     return max(STALL_S, STALL_FACTOR * every * median(state.step_times_ms) / 1000)
 
 
-def describe(event: ev.Event) -> str | None:
-    """One readable line for a milestone; None for the events of every second."""
-    match event:
-        case ev.StepEvent() | ev.RouterEvent() | ev.GpuEvent():
-            return None
-        case ev.PrepEvent():
-            return f"prepared {event.job}" if event.done >= event.total else None
-        case ev.AlertEvent():
-            return f"{event.level}: {event.message}"
-        case _:
-            write = _LINES.get(type(event))
-            return write(event) if write else None
-
-
 def _stream(event: ev.Event) -> str:
     """The kind, told apart by writer where trainer and supervisor both write it."""
     if isinstance(event, ev.PhaseEvent):
@@ -295,7 +174,20 @@ def _stream(event: ev.Event) -> str:
 
 
 _TRAINER_STREAMS = frozenset(
-    "phase rank compile step val router ckpt epoch core_task core stop_ack outcome".split()
+    {
+        "phase",
+        "rank",
+        "compile",
+        "step",
+        "val",
+        "router",
+        "ckpt",
+        "epoch",
+        "core_task",
+        "core",
+        "stop_ack",
+        "outcome",
+    }
 )
 
 
@@ -335,7 +227,7 @@ def _resume(state: RunState, step: int) -> dict[str, Any]:
     return {
         "step": step,
         "losses": losses,
-        "tokens": _tokens_at(state, step) if step else 0,
+        "tokens": _tokens_at(state, step),
         "loss": last.value if last else None,
         "train_s": last.train_s if last else 0.0,
         "vals": state.vals.until(step),
@@ -383,10 +275,11 @@ def _best(vals: tuple[ev.ValEvent, ...]) -> float | None:
 
 def _tokens_at(state: RunState, step: int) -> int:
     """Tokens trained on after `step` steps; the batch is constant within a run."""
-    if step == state.step or not state.step:
-        plan = state.plan
-        return state.tokens or (step * plan.train.batch_size * plan.train.seq_len if plan else 0)
-    return round(state.tokens * step / state.step)
+    if step == state.step:
+        return state.tokens
+    if state.plan is None:
+        return round(state.tokens * step / state.step) if state.step else 0
+    return step * state.plan.train.batch_size * state.plan.train.seq_len
 
 
 def _fold_core_task(state: RunState, event: ev.CoreTaskEvent, _: int) -> dict[str, Any]:
@@ -441,51 +334,4 @@ _FOLDS: dict[type[ev.Event], Callable[[RunState, Any, int], dict[str, Any]]] = {
     ev.OutcomeEvent: _conclude("outcome"),
     ev.ExitEvent: _conclude("exit"),
     ev.ResultEvent: _conclude("result"),
-}
-
-
-def _phase_line(event: ev.PhaseEvent) -> str:
-    resumed = "" if event.resume_step is None else f" from step {text.count(event.resume_step)}"
-    return f"{event.phase}{resumed}" + (f": {event.note}" if event.note else "")
-
-
-def _exit_line(event: ev.ExitEvent) -> str:
-    by = f" by {event.signal}" if event.signal else ""
-    where = "" if event.rank is None else f", rank {event.rank}"
-    hint = f": {event.hint}" if event.hint else ""
-    return f"{event.status}{by}, exit code {event.rc}{where}{hint}"
-
-
-def _core_line(event: ev.CoreTaskEvent) -> str:
-    return (
-        f"CORE {event.index + 1}/{event.count} {event.name} {text.percent(event.acc, decimals=1)}"
-        f" of {text.count(event.items)} items, centered {text.core(event.centered)}"
-    )
-
-
-_LINES: dict[type[ev.Event], Callable[[Any], str]] = {
-    ev.PhaseEvent: _phase_line,
-    ev.LaunchEvent: lambda event: f"started {len(event.pids)} rank(s)",
-    ev.RankEvent: lambda event: (
-        f"rank {event.rank} is {'ready' if event.is_ready else 'not ready'}"
-    ),
-    ev.CompileEvent: lambda event: f"{event.what}: {text.seconds(event.seconds)}",
-    ev.ValEvent: lambda event: (
-        f"step {text.count(event.step)}: validation loss {text.loss(event.loss)},"
-        f" {text.loss(event.bpb)} bits per byte"
-    ),
-    ev.CheckpointEvent: lambda event: f"saved {event.name} ({text.bytes_(event.bytes)})",
-    ev.EpochEvent: lambda event: f"step {text.count(event.step)}: epoch {event.epoch} begins",
-    ev.CoreTaskEvent: _core_line,
-    ev.CoreEvent: lambda event: f"CORE {text.core(event.score)} over {event.tasks} tasks",
-    ev.StopRequestEvent: lambda event: f"stop asked by {event.by}: {event.action}",
-    ev.StopAckEvent: lambda event: f"stopping after step {text.count(event.step)}: {event.reason}",
-    ev.OutcomeEvent: lambda event: (
-        f"{event.status} after step {text.count(event.step)}"
-        + (f": {event.message}" if event.message else "")
-    ),
-    ev.ExitEvent: _exit_line,
-    ev.ResultEvent: lambda event: (
-        f"result: {event.status}, {text.exact_seconds(event.train_s)}, CORE {text.core(event.core)}"
-    ),
 }

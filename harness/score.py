@@ -7,16 +7,17 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 from harness import runs
 from harness.errors import RunError
 from nmoe.config import ConfigError, Digests, Hardware, Plan, read_plan
 from nmoe.data.manifest import DataError, Manifest, digest, read_manifest
-from nmoe.events import OutcomeEvent, Record, ValEvent, read_events
+from nmoe.events import OutcomeEvent, Record, ValEvent
 from nmoe.paths import DataRoot, RunFolder
 
 RULES = "1"
@@ -72,10 +73,7 @@ class Result:
     finished: str
 
     def __post_init__(self) -> None:
-        for name, task in self.core_tasks.items():
-            is_whole = set(task) == {"items", "acc", "centered"}
-            if not is_whole or not all(isinstance(v, int | float | None) for v in task.values()):
-                raise ConfigError(f"core_tasks.{name}: got {task!r}, expected items, acc, centered")
+        _check_tasks(self.core_tasks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,18 +141,17 @@ def compute(folder: RunFolder, root: DataRoot) -> Score:
         plan = read_plan(folder.plan)
     except ConfigError as error:
         raise RunError(f"cannot score {folder.run_id}: {error}") from None
-    state = runs.load(folder)
-    record = _last_outcome(folder, attempt=state.attempt)
-    outcome = record.event if record and isinstance(record.event, OutcomeEvent) else None
+    state, finished = _read(folder)
     dataset = root.dataset(plan.data.data_path)
     train, val = _manifest(dataset / "train"), _manifest(dataset / "val")
-    finished = record.time if record else state.updated
-    result = _result(plan, state, outcome, train=train, val=val, finished=finished)
-    doubts = [] if outcome is None else list(_contradictions(plan, state, outcome))
+    result = _result(plan, state, train=train, val=val, finished=finished)
+    doubts = [] if state.outcome is None else list(_contradictions(plan, state, state.outcome))
     if train is None or val is None:
         doubts.append(f"the data of the run cannot be identified: no whole dataset in {dataset}")
     if plan.hardware.is_fake:
         doubts.append("the plan was made for hardware that is not there")
+    if not _machine(plan):
+        doubts.append("the machine is not known by name, so nothing can be compared with it")
     is_official = _is_official(plan, result, state.val)
     return Score(
         result=result,
@@ -167,13 +164,12 @@ def compute(folder: RunFolder, root: DataRoot) -> Score:
 def _result(
     plan: Plan,
     state: runs.RunState,
-    outcome: OutcomeEvent | None,
     *,
     train: Manifest | None,
     val: Manifest | None,
     finished: float,
 ) -> Result:
-    last = state.val
+    outcome, last = state.outcome, state.val
     reached = _has_reached(plan, last, outcome)
     # The race ends at the passing validation: its step and its clock are the score's.
     ended = (last if reached else None) or outcome or state
@@ -182,7 +178,7 @@ def _result(
         run_id=plan.run_id,
         preset=plan.preset,
         task=plan.data.task,
-        status=_status(state, outcome),
+        status=_status(state),
         reached=reached,
         target=plan.target.target_loss,
         loss=_finite(last.loss if last else None),
@@ -220,16 +216,24 @@ def _result(
     )
 
 
+def _check_tasks(tasks: Mapping[str, object]) -> None:
+    for name, task in tasks.items():
+        values = cast("dict[str, object]", task) if isinstance(task, dict) else {}
+        are_numbers = all(isinstance(value, int | float | None) for value in values.values())
+        if set(values) != {"items", "acc", "centered"} or not are_numbers:
+            raise ConfigError(f"core_tasks.{name}: got {task!r}, expected items, acc, centered")
+
+
 def _has_reached(plan: Plan, val: ValEvent | None, outcome: OutcomeEvent | None) -> bool:
     if outcome is None or val is None or outcome.status not in ("done", "core-failed"):
         return False
     return val.loss <= plan.target.target_loss
 
 
-def _status(state: runs.RunState, outcome: OutcomeEvent | None) -> str:
+def _status(state: runs.RunState) -> str:
     """The trainer's word; else the supervisor's; a run that ended without either has failed."""
-    if outcome is not None:
-        return outcome.status
+    if state.outcome is not None:
+        return state.outcome.status
     return state.exit.status if state.exit else "failed"
 
 
@@ -258,14 +262,15 @@ def _contradictions(plan: Plan, state: runs.RunState, outcome: OutcomeEvent) -> 
 
 
 def _clock_errors(state: runs.RunState, a_step: int) -> Iterator[str]:
-    for name, series in (("step", state.losses), ("validation", state.vals)):
+    for point in state.losses:
+        if point.tokens != point.step * a_step:
+            yield f"tokens: got {point.tokens} at step {point.step}"
+            break
+    for name, points in (("step", state.losses), ("validation", state.val_events)):
         last_step, last_s = -1, 0.0
-        for point in series:
+        for point in points:
             if point.step <= last_step or not point.train_s >= last_s:
                 yield f"clock: the {name} events run backwards at step {point.step}"
-                break
-            if point.tokens != point.step * a_step:
-                yield f"tokens: got {point.tokens} at step {point.step}"
                 break
             last_step, last_s = point.step, point.train_s
 
@@ -283,7 +288,6 @@ def _core_errors(state: runs.RunState) -> Iterator[str]:
 
 
 def _cohort(plan: Plan, result: Result, *, is_official: bool) -> Cohort:
-    is_gpu, hardware = plan.device == "cuda", plan.hardware
     # A task that is not official has no rules to break, only its own validation.
     follows = is_official or result.task not in _OFFICIAL
     cut = (result.val_data, plan.validation.windows, plan.train.seq_len, plan.validation.every)
@@ -293,11 +297,15 @@ def _cohort(plan: Plan, result: Result, *, is_official: bool) -> Cohort:
         rules=RULES if follows else CUSTOM,
         target=result.target,
         validation=hashlib.sha256(json.dumps(cut).encode()).hexdigest()[:16],
-        machine=(hardware.gpu if is_gpu else hardware.cpu) or "unknown",
-        devices=plan.world if is_gpu else hardware.cores,
+        machine=_machine(plan),
+        devices=plan.world if plan.device == "cuda" else plan.hardware.cores,
         dtype=result.dtype,
         python=python if result.task == "pocket" else None,
     )
+
+
+def _machine(plan: Plan) -> str:
+    return (plan.hardware.gpu if plan.device == "cuda" else plan.hardware.cpu) or ""
 
 
 def _is_official(plan: Plan, result: Result, val: ValEvent | None) -> bool:
@@ -316,12 +324,13 @@ def _is_official(plan: Plan, result: Result, val: ValEvent | None) -> bool:
     )
 
 
-def _last_outcome(folder: RunFolder, *, attempt: int) -> Record | None:
-    found = None
-    for record in read_events(folder.train):
-        if isinstance(record.event, OutcomeEvent) and record.attempt == attempt:
-            found = record
-    return found
+def _read(folder: RunFolder) -> tuple[runs.RunState, float]:
+    """The state of a run and when it ended: at its outcome, else with its last word."""
+    reader, outcomes = runs.RunReader(folder), list[Record]()
+    while records := reader.read():
+        outcomes += [record for record in records if isinstance(record.event, OutcomeEvent)]
+    state = reader.state
+    return state, outcomes[-1].time if state.outcome else state.updated
 
 
 def _manifest(folder: Path) -> Manifest | None:

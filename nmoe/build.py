@@ -1,4 +1,4 @@
-"""A plan made real: model, transport, optimizer, data, clock; and its state to and from checkpoints."""
+"""A plan made real: model, transport, optimizer, data, clock; its state to and from checkpoints."""
 
 import hashlib
 import resource
@@ -79,7 +79,7 @@ def build(
     Raises ConfigError, DataError or CheckpointError for what cannot be trained on.
     """
     began = time.perf_counter()
-    _set_up_torch(plan, world)
+    _set_up_torch(plan)
     device = dist.own_device(world, plan.device)
     tokenizer = open_tokenizer(plan.data.tokenizer)
     data = root.dataset(plan.data.data_path)
@@ -199,11 +199,12 @@ def peak_memory_bytes(run: Run) -> int:
     return int(dist.all_reduce(peak).item())
 
 
-def _set_up_torch(plan: Plan, world: dist.World) -> None:
+def _set_up_torch(plan: Plan) -> None:
     torch.manual_seed(plan.train.seed)
     torch.use_deterministic_algorithms(plan.train.deterministic)
     if plan.device == "cpu":
-        torch.set_num_threads(max(1, plan.hardware.cores // world.size))
+        # a second thread gains a fifth on these small matrices and stalls beside other processes
+        torch.set_num_threads(1)
 
 
 def _dtype(plan: Plan) -> torch.dtype:

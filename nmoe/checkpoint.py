@@ -1,7 +1,7 @@
-"""Checkpoints: a replicated part once, a part per rank, a manifest last, renamed into place when whole.
+"""Checkpoints: a replicated part, a part per rank, a manifest last, renamed into place when whole.
 
-checkpoints/step_00000500/    replicated.pt  rank_0.pt …  manifest.json     everything to go on
-checkpoints/target_00003300/  replicated.pt  rank_0.pt …  manifest.json     weights at the target
+checkpoints/step_00000500/    replicated.pt  rank_0.pt …  manifest.json    everything to go on
+checkpoints/target_00003300/  replicated.pt  rank_0.pt …  manifest.json    weights at the target
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Frozen configuration: sections, Config (a TOML file) and Plan (its full resolution for one run)."""
+"""Frozen configuration: sections, Config (a TOML file), Plan (its full resolution for one run)."""
 
 import difflib
 import hashlib
@@ -65,7 +65,7 @@ class Experts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """What is read: `data_path` holds `train` and `val`; relative paths stand below the data root."""
+    """What is read: `data_path`, absolute or below the data root, holds `train` and `val`."""
 
     task: str
     tokenizer: str
@@ -78,9 +78,9 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optim:
-    """Optimizer by parameter group: `muon` takes the matrices of attention, feed-forward and experts.
+    """Optimizer by parameter group; `clip = 0` means no clipping.
 
-    AdamW takes the rest (or everything). `clip = 0` means no clipping.
+    `muon` takes the matrices of attention, feed-forward and experts, AdamW the rest or everything.
     """
 
     matrices: Literal["adamw", "muon"] = "adamw"
@@ -142,7 +142,7 @@ class Log(Every):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation(Every):
-    """Validation on the first `windows` windows of `seq_len + 1` tokens of the validation stream."""
+    """Validation on the first `windows` windows of `seq_len + 1` validation tokens."""
 
     every: int
     windows: int
@@ -176,16 +176,16 @@ class Config:
 
     preset: str
     model: Model
-    attention: Attention
+    attention: Attention = Attention()
     experts: Experts
     data: Data
     optim: Optim
     schedule: Schedule
     train: Train
-    log: Log
+    log: Log = Log()
     validation: Validation
     checkpoint: Checkpoint
-    eval: Eval
+    eval: Eval = Eval()
     target: Target
 
     def __post_init__(self) -> None:
@@ -209,7 +209,7 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digests:
-    """What the result depends on: sha256 of config, manifests and constraints; the code's commit."""
+    """What the result depends on: sha256 of config, data, constraints; the commit of the code."""
 
     config: str
     constraints: str | None = None
@@ -221,7 +221,7 @@ class Digests:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan(Config):
-    """A config with every value resolved for one run on one machine; written once, never changed."""
+    """A config with every value resolved for one run on one machine; never changed once written."""
 
     run_id: str
     created: str

@@ -1,4 +1,4 @@
-"""Ranks of one host: who I am, barriers and the few dense reductions; the only reader of torchrun's variables."""
+"""Ranks of one host: who I am, barriers, dense reductions; the reader of torchrun's variables."""
 
 import os
 from collections.abc import Mapping

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nmoe import ops
 from nmoe.attention import build_attention
-from nmoe.config import Config
+from nmoe.config import Config, Impl
 from nmoe.layers import Linear, RMSNorm, SwiGLU
 from nmoe.moe import Experts, MoE
 from nmoe.rdep import Transport
@@ -63,7 +63,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.vocab_size = vocab_size
         self.dtype = dtype
-        self.impl = config.model.impl
+        self.impl: Impl = config.model.impl
         dim = config.model.dim
         self.embedding = nn.Embedding(padded_vocab(vocab_size), dim)
         self.blocks = nn.ModuleList(

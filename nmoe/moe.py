@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nmoe import ops
-from nmoe.config import Activation, Config
+from nmoe.config import Activation, Config, Impl
 from nmoe.layers import Linear, SwiGLU
 from nmoe.rdep import Rows, Transport
 
@@ -25,7 +25,7 @@ class Router(nn.Module):
         super().__init__()
         self.top_k = config.experts.top_k
         self.bias_rate = config.experts.bias_rate
-        self.impl = config.model.impl
+        self.impl: Impl = config.model.impl
         self.gate = Linear(config.model.dim, config.experts.num_experts)
         self.register_buffer("bias_E", torch.zeros(config.experts.num_experts))
         self.register_buffer(
@@ -58,7 +58,7 @@ class Experts(nn.Module):
         super().__init__()
         self.local = local
         self.activation: Activation = config.experts.activation
-        self.impl = config.model.impl
+        self.impl: Impl = config.model.impl
         dim, hidden = config.model.dim, config.experts.hidden
         self.w1_eDF = nn.Parameter(torch.empty(len(local), dim, hidden))
         self.w2_eFD = nn.Parameter(torch.empty(len(local), hidden, dim))

@@ -3,8 +3,6 @@
 `reference` is plain torch and the specification; an implementation that is not built is refused.
 """
 
-from typing import NoReturn
-
 from torch import Tensor
 
 from nmoe.config import Activation, ConfigError, Impl
@@ -23,7 +21,7 @@ def route(
         case "reference":
             return reference_route.route(logits_TE, bias_E, top_k)
         case "triton":
-            _refuse("route")
+            raise _not_built("route")
 
 
 def experts(
@@ -43,7 +41,7 @@ def experts(
                 x_SD, index_R, ends_e, w1_eDF, w2_eFD, w3_eDF, activation=activation
             )
         case "triton":
-            _refuse("experts")
+            raise _not_built("experts")
 
 
 def linear_cross_entropy(
@@ -56,10 +54,10 @@ def linear_cross_entropy(
                 x_TD, weight_VD, targets_T, chunk=chunk, num_real=num_real
             )
         case "triton":
-            _refuse("linear_cross_entropy")
+            raise _not_built("linear_cross_entropy")
 
 
-def _refuse(name: str) -> NoReturn:
-    raise ConfigError(
+def _not_built(name: str) -> ConfigError:
+    return ConfigError(
         f'impl = "triton": no {name} kernel is built in this version. Set model.impl = "reference".'
     )

@@ -3,7 +3,7 @@
 Legend: L MoE layers, E experts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import torch
@@ -20,6 +20,8 @@ from nmoe.events import (
     Event,
     EventLog,
     Level,
+    OutcomeEvent,
+    PhaseEvent,
     RouterEvent,
     StepEvent,
     ValEvent,
@@ -32,19 +34,31 @@ from nmoe.validate import Validation
 class Reporter:
     """The publishing side of one attempt; on a rank that does not write every call does nothing."""
 
-    def __init__(self, folder: RunFolder, plan: Plan, *, attempt: int, is_writer: bool) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        plan: Plan,
+        *,
+        attempt: int,
+        is_writer: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        """Open the run's event log and metrics; `say` gets milestones as lines of text."""
         self._folder = folder
         self._plan = plan
         self._is_writer = is_writer
+        self._say = say
         if is_writer:
             self._log = EventLog(folder.train, attempt=attempt)
             self._metrics = MetricsWriter(folder.metrics, plan.run_id)
 
     def event(self, event: Event) -> None:
-        """Append one event and say it in one line on stdout."""
+        """Append one event and say it in a line."""
         if self._is_writer:
             self._log.write(event)
-            print(_spoken(event), flush=True)
+            line = _spoken(event)
+            if line:
+                self._say(line)
 
     def alert(self, code: str, message: str, *, level: Level = "warning") -> None:
         """Append an alert."""
@@ -224,9 +238,24 @@ class Reporter:
 
 
 def _spoken(event: Event) -> str:
-    values = ", ".join(f"{name} {_short(value)}" for name, value in asdict(event).items())
-    return f"{event.kind}: {values}"
-
-
-def _short(value: object) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    match event:
+        case StepEvent():
+            return f"step {event.step}: loss {event.loss:.4f}, {event.tok_s:.0f} tokens/s"
+        case ValEvent():
+            return f"validation after step {event.step}: loss {event.loss:.4f}, bpb {event.bpb:.4f}"
+        case CheckpointEvent():
+            return f"checkpoint {event.name}: {event.bytes} bytes in {event.seconds:.2f} s"
+        case CoreTaskEvent():
+            return (
+                f"core task {event.name}: accuracy {event.acc:.4f}, centered {event.centered:.4f}"
+            )
+        case CoreEvent():
+            return f"core: {event.score:.4f} over {event.tasks} tasks"
+        case AlertEvent():
+            return f"{event.level}: {event.message}"
+        case OutcomeEvent():
+            return f"{event.status} at step {event.step} after {event.train_s:.1f} s of training"
+        case PhaseEvent():
+            return f"phase {event.phase} {event.note}".rstrip()
+        case _:
+            return ""

@@ -154,8 +154,8 @@ def log_step(run: Run) -> StopReason:
     for (index, _), item in zip(layers, health, strict=True):
         if is_collapsed(item, num_experts=experts.num_experts, top_k=experts.top_k):
             raise Diverged(
-                f"the router of layer {index} collapsed at step {run.step}: {item.experts_active} of"
-                f" {experts.num_experts} experts are used. Raise experts.bias_rate or aux_coef."
+                f"the router of layer {index} collapsed at step {run.step}: {item.experts_active}"
+                f" of {experts.num_experts} experts are used. Raise experts.bias_rate or aux_coef."
             )
     return StopReason(int(reason.item()))
 
@@ -280,7 +280,7 @@ def run_rank(
 ) -> int:
     """Train one rank of an attempt to its end; returns the exit code."""
     control = Control(folder, supervisor_fd=pipe)
-    report = Reporter(folder, plan, attempt=attempt, is_writer=world.is_main)
+    report = Reporter(folder, plan, attempt=attempt, is_writer=world.is_main, say=_say)
     try:
         run = build(plan, folder, data_root(), world=world, control=control, report=report)
         status, message = train(run)
@@ -314,6 +314,10 @@ def _open_run(args: argparse.Namespace, world: dist.World) -> tuple[Plan, RunFol
         standalone.hold_lock(folder)
     dist.barrier()
     return plan, folder
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _fail(report: Reporter, code_name: str, error: Exception, *, code: int) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nmoe.data.index import read_index
 from nmoe.data.manifest import DataError, Manifest, digest, read_manifest, verify
-from nmoe.data.minibundle import is_whole, write_mini_bundle
+from nmoe.data.minibundle import write_mini_bundle
 from nmoe.data.prep import SHARD_TOKENS, prepare
 from nmoe.data.sources import SOURCES, open_source
 from nmoe.data.tokenizer import TOKENIZERS, open_tokenizer
@@ -87,8 +87,7 @@ def _prep_bundle(args: argparse.Namespace) -> None:
     output: Path = args.output
     report = Reporter(output.name, unit="bundle", is_json=args.json)
     report(0, 1)
-    if not is_whole(output):
-        write_mini_bundle(output)
+    write_mini_bundle(output)
     report(1, 1)
     report.finish(f"whole in {output}")
 

@@ -37,8 +37,8 @@ def read_index(path: Path, *, tokens: int) -> np.ndarray:
     if len(raw) != HEADER.size + 16 * num_docs:
         raise DataError(f"broken index {path}: got {len(raw)} bytes for {num_docs} documents.")
     pairs = np.frombuffer(raw, dtype="<u8", offset=HEADER.size).reshape(num_docs, 2)
-    borders = np.concatenate([[0], pairs[:, 1]]).astype(np.int64)
-    is_gapless = np.array_equal(pairs[:, 0], borders[:-1]) and borders[-1] == tokens
-    if not is_gapless or np.any(np.diff(borders) <= 0):
+    starts, ends = pairs[:, 0], pairs[:, 1]
+    is_gapless = num_docs and starts[0] == 0 and np.array_equal(starts[1:], ends[:-1])
+    if not is_gapless or ends[-1] != tokens or np.any(starts >= ends):
         raise DataError(f"broken index {path}: the documents do not cover {tokens} tokens.")
     return pairs

@@ -153,7 +153,12 @@ def _start_over(output: Path, order: dict) -> None:
         )
     write_atomic(output / MARKER_NAME, json.dumps(order, indent=1) + "\n")
     (output / MANIFEST_NAME).unlink(missing_ok=True)
-    for path in (*leftovers, *output.glob(".*.tmp")):
+    half_written = [
+        path
+        for name in ("shard_", MANIFEST_NAME, MARKER_NAME)
+        for path in output.glob(f".{name}*.tmp")
+    ]
+    for path in (*leftovers, *half_written):
         path.unlink()
 
 
@@ -162,6 +167,8 @@ def _writing(output: Path) -> Iterator[None]:
     try:
         output.mkdir(parents=True, exist_ok=True)
         yield
+    except BrokenPipeError:
+        raise  # whoever read the progress is gone: not about the output
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(

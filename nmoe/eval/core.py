@@ -7,7 +7,6 @@ Options are compared by the mean cross-entropy of their region; free answers mus
 every position. Specification: DCLM's 22 tasks as nanochat computes them.
 """
 
-import hashlib
 import json
 import math
 import time
@@ -21,6 +20,7 @@ import numpy as np
 
 from nmoe.eval.scoring import Encode, Gather, ItemScore, LogitsAt, Scorer, score_task
 from nmoe.eval.tasks import CoreError, Task, TaskType, read_tasks
+from nmoe.paths import file_digest
 
 __all__ = ["CoreError", "CoreResult", "TaskScore", "centered", "evaluate"]
 
@@ -74,7 +74,11 @@ class CoreResult:
     cap: int | None
     max_tokens: int | None
     tasks: tuple[TaskScore, ...]
-    seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Time of all tasks on this rank."""
+        return math.fsum(task.seconds for task in self.tasks)
 
 
 def evaluate(
@@ -93,35 +97,19 @@ def evaluate(
     gather: Gather | None = None,
     on_task: Callable[[int, int, TaskScore], None] | None = None,
 ) -> CoreResult:
-    """Score a model on the bundle in `bundle_dir`; every rank returns the same score.
-
-    `encode` gives the ordinary tokens of a text, without BOS. `logits_at(tokens [B, S],
-    rows [N], cols [N]) -> [N, V]` gives the fp32 logits at the asked (row, position) pairs; all
-    inputs are int64 on the CPU, rows are padded on the right with BOS, V is the real vocabulary.
-    B * S stays within `batch_tokens` unless a single item is larger. All ranks call it equally
-    often (a rank out of items passes one row of two BOS), so it may contain collectives.
+    """Score a model, seen through `encode` and `logits_at`, on a bundle; all ranks return the same.
 
     cap: score the first `cap` items after the shuffle; None or 0 scores all.
     tasks: labels to score; None scores all. max_tokens: keep the last tokens of longer rows.
-    records: JSONL file that rank 0 writes, a line per item: task, index, gold, chosen, correct,
-    losses (gold and chosen are null for language modeling, a loss without tokens is null).
+    records: JSONL file that rank 0 writes, a line an item: task, index, gold, chosen, correct,
+    losses (null: gold and chosen of language modeling, the loss of an empty region).
+    batch_tokens: B * S of a batch, unless a single item is larger.
     gather: returns the objects of all ranks in rank order; needed when world > 1.
-    on_task: called on each rank after a task with its number (from 1), the number of tasks and
-    its score.
+    on_task: called on each rank with the task's number from 1, the number of tasks, the score.
 
-    Raises CoreError on all ranks for a broken bundle, a prompt that cannot be scored or logits
-    that are not finite: a failure is never a wrong answer.
+    Raises CoreError, on all ranks, for what cannot be scored: a failure is never a wrong answer.
     """
-    began = time.perf_counter()
-    if not 0 <= rank < world:
-        raise CoreError(f"bad rank: got rank {rank} of {world}, expected 0 <= rank < world")
-    if world > 1 and gather is None:
-        raise CoreError(f"got {world} ranks and no gather, expected one. Pass gather.")
-    if max_tokens is not None and max_tokens < 2:
-        raise CoreError(f"bad max_tokens: got {max_tokens}, expected at least 2")
-    if batch_tokens < 1:
-        raise CoreError(f"bad batch_tokens: got {batch_tokens}, expected at least 1")
-    suite = read_tasks(Path(bundle_dir), cap=cap, labels=tasks)
+    bundle = Path(bundle_dir)
     scorer = Scorer(
         encode=encode,
         bos_id=bos_id,
@@ -132,31 +120,26 @@ def evaluate(
         batch_tokens=batch_tokens,
         gather=gather,
     )
+    suite = read_tasks(bundle, cap=cap, labels=tasks)
     scores = []
     with _record_file(records if rank == 0 else None) as stream:
         for number, task in enumerate(suite, start=1):
-            task_began = time.perf_counter()
+            began = time.perf_counter()
             items = score_task(scorer, task)
             _write_records(stream, task, items)
-            scores.append(_summarise(task, items, time.perf_counter() - task_began))
+            scores.append(_summarise(task, items, time.perf_counter() - began))
             if on_task:
                 on_task(number, len(suite), scores[-1])
-    yaml_sha256, csv_sha256 = (
-        hashlib.sha256((Path(bundle_dir) / name).read_bytes()).hexdigest()
-        for name in ("core.yaml", "eval_meta_data.csv")
-    )
-    others = [score.centered for score in scores if score.label != "boolq"]
-    is_official = (yaml_sha256, csv_sha256) == _CORE_PINS and tasks is None
+    pins = tuple(file_digest(bundle / name) for name in ("core.yaml", "eval_meta_data.csv"))
     return CoreResult(
         core=_mean([score.centered for score in scores]),
         ci95=_bootstrap(scores),
-        core_without_boolq=_mean(others) if 0 < len(others) < len(scores) else None,
-        core_version=CORE_VERSION if is_official else "custom",
-        csv_sha256=csv_sha256,
+        core_without_boolq=_without_boolq(scores),
+        core_version=CORE_VERSION if pins == _CORE_PINS and tasks is None else "custom",
+        csv_sha256=pins[1],
         cap=cap or None,
         max_tokens=max_tokens,
         tasks=tuple(scores),
-        seconds=time.perf_counter() - began,
     )
 
 
@@ -184,6 +167,11 @@ def _summarise(task: Task, items: Sequence[ItemScore], seconds: float) -> TaskSc
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
+
+
+def _without_boolq(scores: Sequence[TaskScore]) -> float | None:
+    others = [score.centered for score in scores if score.label != "boolq"]
+    return _mean(others) if 0 < len(others) < len(scores) else None
 
 
 def _wilson(acc: float, n: int) -> tuple[float, float]:

@@ -16,8 +16,15 @@ from torch.nn import functional
 from nmoe.eval.prompts import Item, build_item
 from nmoe.eval.tasks import CoreError, Task
 
+# The ordinary tokens of a text: no BOS, no special tokens.
 Encode = Callable[[str], list[int]]
+
+# (tokens_BS, rows_N, cols_N) -> logits_NV in fp32 at the asked (row, position) pairs. Inputs are
+# int64 on the CPU; rows are padded on the right with BOS, those of one item are adjacent; V is the
+# real vocabulary. All ranks call it equally often, so it may contain collectives.
 LogitsAt = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+# The objects of all ranks, in rank order.
 Gather = Callable[[Any], list[Any]]
 
 # Scored positions a batch may hold: bounds the logits [N, V] to 412 MB at 50,304 entries in fp32.
@@ -49,6 +56,38 @@ class Scorer:
     batch_tokens: int
     gather: Gather | None
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise CoreError(f"bad rank: got {self.rank} of {self.world}, expected one below it")
+        if self.world > 1 and self.gather is None:
+            raise CoreError(f"got {self.world} ranks and no gather, expected one. Pass gather.")
+        if self.max_tokens is not None and self.max_tokens < 2:
+            raise CoreError(f"bad max_tokens: got {self.max_tokens}, expected at least 2")
+        if self.batch_tokens < 1:
+            raise CoreError(f"bad batch_tokens: got {self.batch_tokens}, expected at least 1")
+
+
+class _BadLogits(CoreError):
+    """The model's answer is not a finite [N, V] tensor that covers the targets."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """What an item adds to a batch: rows, tokens of its longest row, scored positions."""
+
+    num_rows: int
+    num_tokens: int
+    num_positions: int
+
+
+def _size_of(item: Item) -> _Size:
+    """Its size in a batch."""
+    return _Size(
+        num_rows=len(item.prompts),
+        num_tokens=max(len(prompt.tokens) for prompt in item.prompts),
+        num_positions=sum(prompt.num_scored for prompt in item.prompts),
+    )
+
 
 def score_task(scorer: Scorer, task: Task) -> list[ItemScore]:
     """All items of a task in index order, gathered from all ranks.
@@ -57,7 +96,7 @@ def score_task(scorer: Scorer, task: Task) -> list[ItemScore]:
     that cannot be scored stops all of them at the same place.
     """
     mine: list[Item] = []
-    sizes: list[list[Size]] = [[] for _ in range(scorer.world)]
+    sizes: list[list[_Size]] = [[] for _ in range(scorer.world)]
     for index in range(len(task.rows)):
         item = build_item(
             task,
@@ -66,10 +105,10 @@ def score_task(scorer: Scorer, task: Task) -> list[ItemScore]:
             bos_id=scorer.bos_id,
             max_tokens=scorer.max_tokens,
         )
-        sizes[index % scorer.world].append(size_of(item))
+        sizes[index % scorer.world].append(_size_of(item))
         if index % scorer.world == scorer.rank:
             mine.append(item)
-    plans = [plan_batches(of_rank, scorer.batch_tokens) for of_rank in sizes]
+    plans = [_plan_batches(of_rank, scorer.batch_tokens) for of_rank in sizes]
     scores: list[ItemScore] = []
     problem = None
     for call in range(max(len(plan) for plan in plans)):
@@ -84,25 +123,7 @@ def score_task(scorer: Scorer, task: Task) -> list[ItemScore]:
     return _gather_scores(scorer, task, scores, problem)
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """What an item adds to a batch: rows, tokens of its longest row, scored positions."""
-
-    num_rows: int
-    num_tokens: int
-    num_positions: int
-
-
-def size_of(item: Item) -> Size:
-    """Its size in a batch."""
-    return Size(
-        num_rows=len(item.prompts),
-        num_tokens=max(len(prompt.tokens) for prompt in item.prompts),
-        num_positions=sum(prompt.num_scored for prompt in item.prompts),
-    )
-
-
-def plan_batches(sizes: Sequence[Size], batch_tokens: int) -> list[list[int]]:
+def _plan_batches(sizes: Sequence[_Size], batch_tokens: int) -> list[list[int]]:
     """Deal items into batches, longest first; a batch holds one item at least."""
     batches: list[list[int]] = []
     width = rows = positions = 0
@@ -131,10 +152,6 @@ def _gather_scores(
             f"expected one for each of {len(task.rows)} items"
         )
     return merged
-
-
-class _BadLogits(CoreError):
-    """The model's answer is not a finite [N, V] tensor that covers the targets."""
 
 
 def _idle(scorer: Scorer) -> None:

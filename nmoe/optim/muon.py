@@ -13,7 +13,7 @@ ITERATIONS = 5
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Push the singular values of each [..., rows, cols] matrix, rows <= cols, to about 0.7..1.2."""
+    """Push the singular values of each [..., rows, cols] matrix, rows <= cols, to 0.7..1.2."""
     a, b, c = QUINTIC
     x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):

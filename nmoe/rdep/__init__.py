@@ -1,4 +1,4 @@
-"""RDEP, expert transport: tokens go straight to the rank that owns the expert, results straight back.
+"""RDEP, expert transport: tokens go straight to the owner of the expert, results straight back.
 
 Legend: T tokens of this rank, D model, K top-k, R rows received here.
 """
@@ -29,8 +29,8 @@ class Transport(Protocol):
     """Carries rows to their experts and back; all ranks make the same calls in the same order.
 
     One layer is `dispatch`, the experts, `combine`; then the next layer. A backward pass runs on
-    every rank or on none, and through all layers before the next forward pass. A rank without tokens
-    takes part with T = 0.
+    every rank or on none, and through all layers before the next forward pass. A rank without
+    tokens takes part with T = 0.
     """
 
     rank: int
@@ -65,10 +65,10 @@ def open_transport(
     device: torch.device | str,
     timeout_s: float = 60.0,
 ) -> Transport:
-    """The transport of `rank`: `Single` for a world of one, else `Ipc`, which all ranks open together.
+    """The transport of `rank`: `Single` for a world of one, else `Ipc`, opened by all together.
 
     max_tokens: the largest T of any rank in any call; num_layers: layers that dispatch, numbered
-    from 0; dtype: of x, y and the rows on the wire; timeout_s: the longest wait for a peer that lives.
+    from 0; dtype: of x, y and the rows on the wire; timeout_s: how long to wait for a living peer.
     ValueError for what cannot be carried, PeerError when the ranks cannot meet.
     """
     local_experts = share(num_experts, rank=rank, world=world)

@@ -13,7 +13,8 @@ fixed order in fp32 (rows in order at the owner, owners in rank order at home): 
 the same bits.
 
 Why it is safe. A cell is written by puts and read by its owner only, and a read follows the wait of
-the phase whose puts wrote it. It remains that no later put reaches a cell before its owner has read it:
+the phase whose puts wrote it. It remains that no later put reaches a cell before its owner has read
+it:
 - counts, experts, gates: read before my FR signal. They are put in the next FD, after its source's
   FR wait.
 - recv[layer]: read before my BR signal of that layer (forward only: before my FR signal). It is put
@@ -23,8 +24,8 @@ the phase whose puts wrote it. It remains that no later put reaches a cell befor
 - dy: copied out between my BD wait and my BR signal. It is put in the next BD, after its source's
   BR wait.
 - home: summed between my FR (BR) wait and my next FD or BD signal. It is put in the next FR or BR,
-  after its source's FD or BD wait, which needs that signal. Both directions share it. Only the owners
-  that my own ids name are read, so what others left there does not matter.
+  after its source's FD or BD wait, which needs that signal. Both directions share it. Only the
+  owners that my own ids name are read, so what others left there does not matter.
 - dgates: copied out before my next signal; it is put in the next BR, after its source's BD wait.
 Each phase has its own epoch, which only grows and is compared with >=: a signal is never lost,
 however early it comes. Ranks without tokens or rows put no rows but signal all the same.
@@ -44,7 +45,7 @@ from torch import Tensor
 
 from nmoe.rdep import layout
 from nmoe.rdep.layout import Receipt, Rows
-from nmoe.rdep.peers import PeerError, Peers, Region
+from nmoe.rdep.peers import Peers, Region
 
 _PHASES = ("FD", "FR", "BD", "BR")
 
@@ -208,7 +209,7 @@ class Ipc:
         """Refuse a call out of order: `due` must be outstanding now, `then` is afterwards."""
         if self._due != due:
             expected = self._due or "dispatch or backward of combine"
-            raise PeerError(f"expert transport: got {call}, expected {expected}.")
+            raise RuntimeError(f"expert transport: got {call}, expected {expected}.")
         self._due = then
 
     def _check(self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, *, layer: int) -> None:

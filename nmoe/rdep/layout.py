@@ -1,11 +1,11 @@
 """Routing as integers: expert ids to rows, slots and destinations, alike for one rank and many.
 
-A token's slot at an owner is fixed: slot = source rank * stride + token. A row is one (token, chosen
-expert) pair. An owner keeps its rows in the order (expert, source rank, token): the same ids give the
-same order, and an expert's rows do not depend on how the tokens are spread over ranks.
+A token's slot at an owner is fixed: slot = source rank * stride + token. A row is one (token,
+chosen expert) pair. An owner keeps its rows in the order (expert, source rank, token): the same ids
+give the same order, and an expert's rows do not depend on how the tokens are spread over ranks.
 
-Legend: T tokens of a rank, N of all ranks, K top-k, e local experts, R rows received, P ranks, D model,
-S = P * stride slots.
+Legend: T tokens of a rank, N of all ranks, K top-k, e local experts, R rows received, P ranks,
+D model, S = P * stride slots.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from torch import Tensor
 class Rows:
     """What an owner received, ordered by (expert, source rank, token).
 
-    On several ranks `x_SD` is the receive region itself, one a layer, and may be saved for backward:
-    it holds these rows until the next dispatch of the same layer, which any rank may begin once this
-    rank has finished the layer's backward (without one: its combine). Peers' writes do not show in
-    autograd's version counter; the transport refuses a backward whose rows are gone. Slots that no
-    row names hold garbage.
+    On several ranks `x_SD` is the receive region itself, one a layer, and may be saved for
+    backward: it holds these rows until the next dispatch of the same layer, which any rank may
+    begin once this rank has finished the layer's backward (without one: its combine). Peers' writes
+    do not show in autograd's version counter; instead the transport refuses a backward whose rows
+    are gone. Slots that no row names hold garbage.
     """
 
     x_SD: Tensor  # slots, differentiable; one rank: the tokens themselves

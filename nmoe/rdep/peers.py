@@ -1,8 +1,8 @@
 """Symmetric buffers and flags of ranks on one host: each writes straight into its peers' memory.
 
-Every rank creates one file in /dev/shm, every rank maps all of them, and the names are removed as soon
-as all have: whatever kills a rank later, the kernel takes the memory back. A buffer holds a header
-(process id, its start time, whether it has closed), the flags and the regions asked for, zeroed.
+Every rank creates one file in /dev/shm, every rank maps all of them, and the names are removed as
+soon as all have: whatever kills a rank later, the kernel takes the memory back. A buffer holds a
+header (process id, its start time, whether it has closed), the flags and the regions, zeroed.
 
 torch.distributed (an initialised default group) is used to meet in `Peers(...)`, never afterwards.
 """
@@ -58,9 +58,9 @@ class Region:
 class Peers:
     """The buffers of all ranks: `local` is my own, `put` writes anybody's, flags order the two.
 
-    A flag is a 64-bit epoch in the waiter's buffer, one for each (phase, source), written by its source
-    only and growing by one with every signal, so it is never reset. bytes_put counts what this rank
-    wrote into each rank's regions.
+    A flag is a 64-bit epoch in the waiter's buffer, one for each (phase, source), written by its
+    source only and growing by one with every signal, so it is never reset. bytes_put counts what
+    this rank wrote into each rank's regions.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Peers:
         at: tuple[int, ...] = (),
         index: Tensor | None = None,
     ) -> None:
-        """Write values into region[*at] of `dst`: its first entries, or those that `index` names."""
+        """Write values into region[*at] of `dst`: its first entries, or those named by `index`."""
         target = self._targets[dst][name][at]
         if index is None:
             target[: len(values)] = values
@@ -124,7 +124,7 @@ class Peers:
             self._words[peer][at] = self._epochs[phase]
 
     def wait(self, phase: str) -> None:
-        """Return when all ranks have signalled `phase` as often as I; else PeerLost, PeerTimeout."""
+        """Return when all ranks have signalled `phase` as often as I; PeerLost, PeerTimeout."""
         words = self._words[self.rank]
         epoch = self._epochs[phase]
         behind = list(range(self.world))
@@ -153,14 +153,14 @@ class Peers:
         _fence()
 
     def close(self) -> None:
-        """Leave: peers that wait for this rank learn it; the memory goes with the last tensor."""
+        """Leave: peers that wait for this rank learn it; memory goes with me and my tensors."""
         self._words[self.rank][_CLOSED] = 1
 
     def _lost(self, peer: int) -> str:
         words = self._words[peer]
         if words[_CLOSED]:
             return "left: it closed its transport while this rank still needs it"
-        if _started(words[_PID]) != words[_STARTED]:
+        if start_time(words[_PID]) != words[_STARTED]:
             return "died: its process is gone. Look at its log and resume the run"
         return ""
 
@@ -224,7 +224,7 @@ def _create(path: Path, size: int) -> None:
         # pages now: a full /dev/shm is an error here instead of a SIGBUS later
         os.posix_fallocate(fd, 0, size)
         pid = os.getpid()
-        os.pwrite(fd, struct.pack("2q", pid, _started(pid)), 0)
+        os.pwrite(fd, struct.pack("2q", pid, start_time(pid)), 0)
     finally:
         os.close(fd)
 
@@ -237,7 +237,7 @@ def _map(path: Path, size: int) -> mmap.mmap:
         os.close(fd)
 
 
-def _started(pid: int) -> int:
+def start_time(pid: int) -> int:
     """When the process started, in clock ticks since boot; -1 when it is gone or a zombie."""
     try:
         # man 5 proc: state is field 3, start time field 22, after a name that may hold spaces

@@ -4,8 +4,8 @@ swiglu          y = (silu(x W1) * (x W3)) W2
 relu_squared    y = relu(x W1)^2 W2                (no W3)
 squared_reglu   y = (relu(x W1)^2 * (x W3)) W2
 
-Products are in the dtype of the rows, activations are computed in fp32 and rounded to it; the gradient
-of a slot is the sum over its rows in fp32, rounded once.
+Products are in the dtype of the rows, activations are computed in fp32 and rounded to it; the
+gradient of a slot is the sum over its rows in fp32, rounded once.
 
 Legend: S slots, R rows, D model, F expert hidden, e local experts.
 """
@@ -38,9 +38,9 @@ def experts(
     ends = ends_e.tolist()
     segments = x_RD.split([end - start for start, end in zip([0, *ends], ends, strict=False)])
     # unbind: one stacked gradient for all experts, not one full-size gradient an expert
-    gates = w3_eDF.unbind(0) if w3_eDF is not None else [None] * len(segments)
+    w3_e = w3_eDF.unbind(0) if w3_eDF is not None else [None] * len(segments)
     outputs = []
-    for x, w1, w2, w3 in zip(segments, w1_eDF.unbind(0), w2_eFD.unbind(0), gates, strict=True):
+    for x, w1, w2, w3 in zip(segments, w1_eDF.unbind(0), w2_eFD.unbind(0), w3_e, strict=True):
         h3 = x @ w3 if w3 is not None else None
         outputs.append(activate(x @ w1, h3, activation=activation) @ w2)
     return torch.cat(outputs)

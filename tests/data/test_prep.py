@@ -174,11 +174,20 @@ def test_output_is_refused_when_it_holds_another_dataset(tmp_path: Path) -> None
 
 def test_output_is_refused_when_it_holds_shards_of_somebody_else(tmp_path: Path) -> None:
     (tmp_path / "shard_00000.npy").write_bytes(b"precious")
+    (tmp_path / ".draft.tmp").write_bytes(b"precious")
 
     with pytest.raises(DataError, match="shards without a manifest"):
         prepare_source(tmp_path)
 
-    assert contents(tmp_path) == {"shard_00000.npy": b"precious"}
+    assert set(contents(tmp_path).values()) == {b"precious"}
+
+
+def test_files_of_somebody_else_are_left_when_they_are_no_shards(tmp_path: Path) -> None:
+    (tmp_path / ".draft.tmp").write_bytes(b"precious")
+
+    prepare_source(tmp_path)
+
+    assert contents(tmp_path)[".draft.tmp"] == b"precious"
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])

@@ -19,7 +19,7 @@ def encode_bytes(text):
 
 
 def encode_words(text):
-    """Words with their leading space, hashed: the habits of GPT-2's BPE at a fifth of the length."""
+    """Words with their leading space, hashed: like GPT-2's BPE, a fifth of the bytes long."""
     return [1 + zlib.crc32(piece.encode()) % (VOCABULARY - 1) for piece in _PIECE.findall(text)]
 
 

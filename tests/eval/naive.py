@@ -1,4 +1,4 @@
-"""The oracle: the CORE specification read aloud, one prompt at a time, sharing no code with nmoe."""
+"""The oracle: the CORE specification read aloud, prompt by prompt, sharing no code with nmoe."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import torch
 
 
 def load(bundle_dir, label, cap=None):
-    """Task entry of core.yaml (read without a YAML library), its shuffled rows, its baseline in %."""
+    """Task entry of core.yaml, its shuffled rows, its baseline in percent."""
     entry = entries(bundle_dir)[label]
     with open(bundle_dir / "eval_data" / entry["dataset_uri"], encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
@@ -22,7 +22,7 @@ def load(bundle_dir, label, cap=None):
 
 
 def entries(bundle_dir):
-    """label -> fields of core.yaml: it is a flat list, every value on a line of its own."""
+    """label -> fields of core.yaml: a flat list, a value a line, so no YAML library is needed."""
     found, current = {}, None
     for line in (bundle_dir / "core.yaml").read_text(encoding="utf-8").splitlines():
         if line.startswith("-"):

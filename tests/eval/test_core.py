@@ -206,7 +206,9 @@ def test_crops_are_counted_when_context_is_short(bundle):
 
 def test_finished_tasks_stay_recorded_when_a_later_one_fails(tmp_path):
     good = fakes.task("good", "schema", fakes.schema_rows(5), baseline=50)
-    bad = fakes.task("bad", "language_modeling", [{"context": "a", "continuation": ""}], baseline=0)
+    bad = fakes.task(
+        "bad", "language_modeling", [{"context": "a", "continuation": ""}], delimiter="", baseline=0
+    )
     fakes.write_bundle(tmp_path, [good, bad])
     with pytest.raises(CoreError, match="'bad' item 0"):
         run(tmp_path, HashModel())

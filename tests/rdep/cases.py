@@ -84,8 +84,13 @@ def mine(values: Tensor, counts: tuple[int, ...], rank: int) -> Tensor:
     return values.split(counts)[rank].clone()
 
 
+def grad(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
+
+
 def layer(rank: int, world: int, problem: Problem) -> dict[str, Any]:
-    """One layer forward and backward; `counts` are re-dealt when the problem has another world size."""
+    """One layer forward and backward; one rank takes the tokens of all."""
     transport = open_for_test(rank, world, dtype=problem.dtype)
     counts = problem.counts if len(problem.counts) == world else (sum(problem.counts),)
     t = problem.tensors()
@@ -98,8 +103,8 @@ def layer(rank: int, world: int, problem: Problem) -> dict[str, Any]:
     y = transport.combine(y_RD, rows, receipt)
     y.backward(mine(t["dy"], counts, rank))
     transport.close()
-    result = {"y": y.detach(), "dx": x.grad, "dgates": gates.grad}
-    result |= {"dw1": w1.grad, "dw2": w2.grad, "dw3": w3.grad}
+    result = {"y": y.detach(), "dx": grad(x), "dgates": grad(gates)}
+    result |= {"dw1": grad(w1), "dw2": grad(w2), "dw3": grad(w3)}
     result |= {"rows_x": x_RD, "rows_y": y_RD.detach(), "ends": rows.ends_e}
     result["gates_R"] = rows.gates_R.detach()
     return result
@@ -120,7 +125,7 @@ def layer_without_grad(rank: int, world: int, problem: Problem) -> tuple[Tensor,
 
 
 def traffic(rank: int, world: int, problem: Problem) -> dict[str, Any]:
-    """Bytes written into each peer by each phase, and how many slots of poisoned buffers changed."""
+    """Bytes put into each rank by each phase, and how many poisoned slots of mine changed."""
     transport: Any = open_for_test(rank, world, dtype=problem.dtype)
     t = problem.tensors()
     x, ids, gates = (mine(t[name], problem.counts, rank) for name in ("x", "ids", "gates"))
@@ -159,80 +164,90 @@ def traffic(rank: int, world: int, problem: Problem) -> dict[str, Any]:
     return seen
 
 
-def stress(rank: int, world: int, num_passes: int, seed: int) -> int:
-    """Back-to-back passes of three layers against an oracle on each rank; the number of layers done.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """Small integers for each layer: expert e multiplies by its scalar weight, all is exact."""
 
-    Expert e multiplies by its scalar weight, all values are small integers: y and dx must be exact.
-    Passes are training, accumulated training or forward only, with T anew on each rank (0 included) and
-    random delays that are different on every rank.
+    counts: list[int]
+    x: Tensor
+    ids: list[Tensor]
+    gates: list[Tensor]
+    is_training: bool
+
+    def oracle(self, weight_E: Tensor) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+        """y, dx, d(gates) and d(weight) in fp64 of the sum of y."""
+        x, weight = self.x.double().requires_grad_(), weight_E.double().requires_grad_()
+        gates = [g.double().requires_grad_() for g in self.gates]
+        h = x
+        for i, g in zip(self.ids, gates, strict=True):
+            h = h + h * (g * weight[i]).sum(dim=1, keepdim=True)
+        dx, dweight, *dgates = torch.autograd.grad(h.sum(), [x, weight, *gates])
+        return h.detach(), dx, dgates, dweight
+
+
+def random_pass(rng: random.Random, world: int, *, dim: int, most: int, layers: int) -> Pass:
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    counts = [rng.choice((0, 1, most, rng.randrange(most + 1))) for _ in range(world)]
+    num = sum(counts)
+    return Pass(
+        counts=counts,
+        x=torch.randint(-4, 5, (num, dim), generator=generator).float(),
+        ids=[
+            torch.rand(num, NUM_EXPERTS, generator=generator).argsort(dim=1)[:, :2]
+            for _ in range(layers)
+        ],
+        gates=[torch.randint(1, 3, (num, 2), generator=generator).float() for _ in range(layers)],
+        is_training=rng.random() < 0.7,
+    )
+
+
+def stress(rank: int, world: int, num_passes: int, seed: int) -> int:
+    """Back-to-back passes of three layers against the oracle on each rank; the layers done.
+
+    Passes are training, accumulated training or forward only, with T anew on each rank (0 included)
+    and random delays that are different on every rank.
     """
-    num_layers, dim, most = 3, 8, 12
-    transport = open_for_test(rank, world, dim=dim, top_k=2, max_tokens=most, num_layers=num_layers)
-    local = transport.local_experts
+    dim, most, layers = 8, 12, 3
+    transport = open_for_test(rank, world, dim=dim, top_k=2, max_tokens=most, num_layers=layers)
+    local = slice(transport.local_experts.start, transport.local_experts.stop)
     same, own = random.Random(seed), random.Random(seed * 97 + rank)
     weight = torch.arange(1.0, NUM_EXPERTS + 1) % 3 + 1
-    scale = weight[local.start : local.stop].clone().requires_grad_()
-    expected_scale_grad, layers_done = torch.zeros(NUM_EXPERTS), 0
+    scale = weight[local].clone().requires_grad_()
+    expected_dscale = torch.zeros(NUM_EXPERTS, dtype=torch.float64)
 
     def pause() -> None:
         if own.random() < 0.1:
             time.sleep(own.random() * 2e-3)
 
     for _ in range(num_passes):
-        rng = torch.Generator().manual_seed(same.randrange(2**31))
-        counts = [same.choice((0, 1, most, same.randrange(most + 1))) for _ in range(world)]
-        is_training = same.random() < 0.7
-        x_ND = torch.randint(-4, 5, (sum(counts), dim), generator=rng).float()
-        ids = [
-            torch.rand(len(x_ND), NUM_EXPERTS, generator=rng).argsort(dim=1)[:, :2]
-            for _ in range(num_layers)
-        ]
-        gates = [
-            torch.randint(1, 3, (len(x_ND), 2), generator=rng).float() for _ in range(num_layers)
-        ]
-        x = x_ND.split(counts)[rank].clone().requires_grad_(is_training)
-        mine_gates = [g.split(counts)[rank].clone().requires_grad_(is_training) for g in gates]
+        now = random_pass(same, world, dim=dim, most=most, layers=layers)
+        y, dx, dgates, dweight = now.oracle(weight)
+        x = now.x.split(now.counts)[rank].clone().requires_grad_()
+        gates = [g.split(now.counts)[rank].clone().requires_grad_() for g in now.gates]
         h = x
-        with torch.set_grad_enabled(is_training):
-            for number in range(num_layers):
+        with torch.set_grad_enabled(now.is_training):
+            for number, (ids_NK, gates_TK) in enumerate(zip(now.ids, gates, strict=True)):
                 pause()
-                ids_TK = ids[number].split(counts)[rank]
-                rows, receipt = transport.dispatch(h, ids_TK, mine_gates[number], layer=number)
+                ids_TK = ids_NK.split(now.counts)[rank]
+                rows, receipt = transport.dispatch(h, ids_TK, gates_TK, layer=number)
                 pause()
                 lengths = rows.ends_e.diff(prepend=torch.zeros(1, dtype=torch.int64))
                 y_RD = rows.x_SD[rows.index_R] * scale.repeat_interleave(lengths)[:, None]
                 pause()
                 h = h + transport.combine(y_RD, rows, receipt)
-                layers_done += 1
-        x64 = x_ND.double().requires_grad_()
-        gates64 = [g.double().requires_grad_() for g in gates]
-        weight64 = weight.double().requires_grad_()
-        h64 = x64
-        for i, g in zip(ids, gates64, strict=True):
-            h64 = h64 + h64 * (g * weight64[i]).sum(dim=1, keepdim=True)
-        assert torch.equal(h.detach().double(), h64.detach().split(counts)[rank])
-        if not is_training:
-            continue
-        pause()
-        h.sum().backward()
-        h64.sum().backward()
-        assert x64.grad is not None
-        assert x.grad is not None
-        assert torch.equal(x.grad.double(), x64.grad.split(counts)[rank])
-        for got, want in zip(mine_gates, gates64, strict=True):
-            assert got.grad is not None
-            assert want.grad is not None
-            torch.testing.assert_close(
-                got.grad.double(), want.grad.split(counts)[rank], rtol=1e-5, atol=1e-2
-            )
-        assert weight64.grad is not None
-        expected_scale_grad += weight64.grad.float()
-    assert scale.grad is not None
-    torch.testing.assert_close(
-        scale.grad, expected_scale_grad[local.start : local.stop], rtol=1e-4, atol=1.0
-    )
+        assert torch.equal(h.detach().double(), y.split(now.counts)[rank])
+        if now.is_training:
+            pause()
+            h.sum().backward()
+            assert torch.equal(grad(x).double(), dx.split(now.counts)[rank])
+            for got, want in zip(gates, dgates, strict=True):
+                torch.testing.assert_close(
+                    grad(got).double(), want.split(now.counts)[rank], rtol=1e-5, atol=1e-2
+                )
+            expected_dscale += dweight
+    torch.testing.assert_close(grad(scale).double(), expected_dscale[local], rtol=1e-4, atol=1.0)
     transport.close()
-    return layers_done
+    return num_passes * layers
 
 
 def die_in_step(rank: int, world: int, victim: int) -> tuple[str, str, float, int]:
@@ -309,8 +324,7 @@ def misuse(rank: int, world: int, how: str) -> str:
             case "no such layer":
                 transport.dispatch(x, ids, gates, layer=1)
             case "half a backward":
-                y, w = forward(), torch.ones((), requires_grad=True)
-                torch.autograd.grad((y * w).sum(), [w])
+                w = torch.ones((), requires_grad=True)
                 rows, receipt = transport.dispatch(x, ids, gates, layer=0)
                 y = transport.combine(rows.x_SD[rows.index_R] * w, rows, receipt)
                 torch.autograd.grad(y.sum(), [w])

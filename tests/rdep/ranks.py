@@ -1,4 +1,4 @@
-"""Rank processes for tests: they meet over gloo, run one case after the other and send back results."""
+"""Rank processes for tests: they meet over gloo, run case after case and send back results."""
 
 import multiprocessing
 import pickle
@@ -16,7 +16,7 @@ _ANSWER_S = 120.0
 
 
 class Ranks:
-    """A world of processes; `run` calls case(rank, world, *args) on each and returns what each returned.
+    """A world of processes; `run` calls case(rank, world, *args) on each and returns the answers.
 
     A rank that raised is represented by its exception, a rank that died by None.
     """

@@ -1,4 +1,4 @@
-"""The transport on 1, 2 and 4 real processes: results, bytes on the wire, order, determinism, death."""
+"""The transport on 1, 2 and 4 real processes: results, bytes, order, determinism, death."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,0 +1,68 @@
+"""Events to text: one readable line for a milestone, none for what comes every second."""
+
+from collections.abc import Callable
+from typing import Any
+
+from harness import format as text
+from nmoe import events as ev
+
+
+def describe(event: ev.Event) -> str | None:
+    """One readable line for a milestone; None for the events of every second."""
+    match event:
+        case ev.StepEvent() | ev.RouterEvent() | ev.GpuEvent():
+            return None
+        case ev.PrepEvent():
+            return f"prepared {event.job}" if event.done >= event.total else None
+        case ev.AlertEvent():
+            return f"{event.level}: {event.message}"
+        case _:
+            write = _LINES.get(type(event))
+            return write(event) if write else None
+
+
+def _phase_line(event: ev.PhaseEvent) -> str:
+    resumed = "" if event.resume_step is None else f" from step {text.count(event.resume_step)}"
+    return f"{event.phase}{resumed}" + (f": {event.note}" if event.note else "")
+
+
+def _exit_line(event: ev.ExitEvent) -> str:
+    by = f" by {event.signal}" if event.signal else ""
+    where = "" if event.rank is None else f", rank {event.rank}"
+    hint = f": {event.hint}" if event.hint else ""
+    return f"{event.status}{by}, exit code {event.rc}{where}{hint}"
+
+
+def _core_line(event: ev.CoreTaskEvent) -> str:
+    return (
+        f"CORE {event.index + 1}/{event.count} {event.name} {text.percent(event.acc, decimals=1)}"
+        f" of {text.count(event.items)} items, centered {text.core(event.centered)}"
+    )
+
+
+_LINES: dict[type[ev.Event], Callable[[Any], str]] = {
+    ev.PhaseEvent: _phase_line,
+    ev.LaunchEvent: lambda event: f"started {len(event.pids)} rank(s)",
+    ev.RankEvent: lambda event: (
+        f"rank {event.rank} is {'ready' if event.is_ready else 'not ready'}"
+    ),
+    ev.CompileEvent: lambda event: f"{event.what}: {text.seconds(event.seconds)}",
+    ev.ValEvent: lambda event: (
+        f"step {text.count(event.step)}: validation loss {text.loss(event.loss)},"
+        f" {text.loss(event.bpb)} bits per byte"
+    ),
+    ev.CheckpointEvent: lambda event: f"saved {event.name} ({text.bytes_(event.bytes)})",
+    ev.EpochEvent: lambda event: f"step {text.count(event.step)}: epoch {event.epoch} begins",
+    ev.CoreTaskEvent: _core_line,
+    ev.CoreEvent: lambda event: f"CORE {text.core(event.score)} over {event.tasks} tasks",
+    ev.StopRequestEvent: lambda event: f"stop asked by {event.by}: {event.action}",
+    ev.StopAckEvent: lambda event: f"stopping after step {text.count(event.step)}: {event.reason}",
+    ev.OutcomeEvent: lambda event: (
+        f"{event.status} after step {text.count(event.step)}"
+        + (f": {event.message}" if event.message else "")
+    ),
+    ev.ExitEvent: _exit_line,
+    ev.ResultEvent: lambda event: (
+        f"result: {event.status}, {text.exact_seconds(event.train_s)}, CORE {text.core(event.core)}"
+    ),
+}

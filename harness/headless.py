@@ -1,0 +1,244 @@
+"""Follows a run without a screen: event lines on stdout, progress for people on stderr.
+
+It only reads the run's files: closing it, or the pipe it writes to, never stops a run. A request
+to stop (ctrl-C, SIGTERM) is passed on and then waited for; a second one leaves the run to itself.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Literal, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from harness import format as text
+from harness import launch, runs
+from harness.describe import describe
+from harness.errors import RunError
+from harness.run_state import RunState
+from harness.tables import safe
+from nmoe.events import Event, GpuEvent, PrepEvent, Record, ResultEvent, encode
+from nmoe.paths import RunFolder
+
+Output = Literal["all", "json", "quiet"]
+
+POLL_S = 0.2
+HEARTBEAT_S = 60.0
+INTERRUPTED = 130
+TERMINATED = 143
+TAIL_LINES = 8
+
+
+def follow(folder: RunFolder, *, output: Output, passes_stop: bool) -> int:
+    """Print a run until it is over; returns its exit code.
+
+    `passes_stop`: a signal to this process stops the run; otherwise it only ends the following.
+    """
+    reader = runs.RunReader(folder)
+    lines = EventLines(sys.stdout, output=output)
+    people = People(sys.stderr, is_silent=output != "all")
+    with _caught_signals() as caught, people:
+        is_asked = False
+        while True:
+            is_alive = runs.is_alive(folder)  # asked first: a dead run writes nothing more
+            records = reader.read()
+            for record in records:
+                lines.write(record)
+                people.show(record.event, reader.state)
+            people.update(reader.state)
+            if not is_alive and not records:
+                break
+            if len(caught) > is_asked:
+                if is_asked or not passes_stop:
+                    people.say(f"left; the run goes on. Come back with: n attach {folder.run_id}")
+                    return INTERRUPTED if passes_stop else 0
+                is_asked = True
+                _ask_to_stop(folder, caught[0], people)
+            time.sleep(POLL_S if is_alive else 0)
+    lines.finish()
+    code = exit_code(reader.state)
+    _conclude(folder, reader.state, people)
+    return TERMINATED if code == INTERRUPTED and signal.SIGTERM in caught else code
+
+
+def exit_code(state: RunState) -> int:
+    """What the run ended with; a run that ended without a word was interrupted."""
+    return state.exit.rc if state.exit else INTERRUPTED
+
+
+class EventLines:
+    """Event lines as they stand in the files; the result is kept back to be the last line."""
+
+    def __init__(self, stream: TextIO, *, output: Output) -> None:
+        self._stream = stream
+        # Between progress bars on the same terminal they would only be noise.
+        self._is_silent = output == "quiet" or (output == "all" and stream.isatty())
+        self._result: Record | None = None
+
+    def write(self, record: Record) -> None:
+        """Print one record, except GPU samples."""
+        if isinstance(record.event, ResultEvent):
+            self._result = record
+        elif not isinstance(record.event, GpuEvent) and not self._is_silent:
+            self._print(record)
+
+    def finish(self) -> None:
+        """Print the result, also when everything else is silent."""
+        if self._result is not None:
+            self._print(self._result)
+
+    def _print(self, record: Record) -> None:
+        try:
+            self._stream.write(encode(record) + "\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            discard(self._stream)
+            self._is_silent = True
+
+
+def discard(stream: TextIO) -> None:
+    """Send what is still written to `stream` to nowhere: its reader is gone."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+class People:
+    """Progress for people: bars on a terminal; else lines, and a heartbeat once a minute."""
+
+    def __init__(self, stream: TextIO, *, is_silent: bool) -> None:
+        self._stream = stream
+        self._is_silent = is_silent
+        self._beat = time.monotonic()
+        self._bars = None if is_silent or not stream.isatty() else Bars(stream)
+
+    def __enter__(self) -> "People":
+        if self._bars:
+            self._bars.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars:
+            self._bars.progress.stop()
+            self._bars = None
+
+    def show(self, event: Event, state: RunState) -> None:
+        """A line for a milestone, progress for the rest."""
+        line = describe(event)
+        if line is not None:
+            self.say(line)
+        if self._bars:
+            self._bars.show(event, state)
+
+    def update(self, state: RunState) -> None:
+        """The heartbeat, when nothing moves on a screen."""
+        now = time.monotonic()
+        if self._bars is None and now - self._beat >= HEARTBEAT_S:
+            self._beat = now
+            self.say(f"{state.phase or 'waiting'}: {numbers(state)}")
+
+    def say(self, line: str) -> None:
+        """Print one line."""
+        if self._is_silent:
+            return
+        if self._bars:
+            self._bars.progress.console.print(Text(safe(line)))
+            return
+        try:
+            self._stream.write(safe(line) + "\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            discard(self._stream)
+            self._is_silent = True
+
+
+class Bars:
+    """One bar a phase: preparation by job, training by step, CORE by task."""
+
+    def __init__(self, stream: TextIO) -> None:
+        console = Console(file=stream, markup=False, highlight=False, emoji=False)
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, event: Event, state: RunState) -> None:
+        """Move the bar that the event belongs to."""
+        if isinstance(event, PrepEvent):
+            note = f"{text.bytes_(event.total)}" if event.unit == "bytes" else event.unit
+            self._set(safe(event.job), event.done, event.total, note)
+        elif event.kind in ("step", "val"):
+            self._set("training", state.step, state.steps, numbers(state))
+        elif event.kind == "core_task" and state.core_tasks:
+            last = state.core_tasks[-1]
+            self._set("CORE", len(state.core_tasks), last.count, safe(last.name))
+
+    def _set(self, name: str, done: int, total: int, note: str) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self.progress.add_task(name, total=total, note=note)
+        self.progress.update(self._tasks[name], completed=done, total=total, note=note)
+
+
+def numbers(state: RunState) -> str:
+    """Where training stands, in one phrase."""
+    val = state.val.loss if state.val else None
+    return (
+        f"step {text.count(state.step)}/{text.count(state.steps)}  loss {text.loss(state.loss)}"
+        f"  val {text.loss(val)} → {text.loss(state.target)}  {text.rate(state.tok_s)}"
+    )
+
+
+def _ask_to_stop(folder: RunFolder, signum: int, people: People) -> None:
+    try:
+        launch.request_stop(folder, by=signal.Signals(signum).name)
+    except RunError:
+        return  # over already: the loop will see it
+    people.say("stopping at the next step with a checkpoint; once more leaves the run to itself")
+
+
+def _conclude(folder: RunFolder, state: RunState, people: People) -> None:
+    """The last lines: what came of it, or why it failed and what to do."""
+    end, result = state.exit, state.result
+    if end is None or end.status == "interrupted":
+        people.say(f"interrupted at step {text.count(state.step)}. Run: n resume {folder.run_id}")
+        return
+    if result is not None and result.reached:
+        place = f", place {result.rank} on {result.board}" if result.rank else ""
+        people.say(
+            f"target {text.loss(result.target)} reached: {text.loss(result.loss)} after"
+            f" {text.exact_seconds(result.train_s)} and {text.count(result.step)} steps,"
+            f" CORE {text.core(result.core)}{place}"
+        )
+        if result.reason:
+            people.say(f"not on a board: {result.reason}")
+    if end.rc != 0:
+        for line in end.tail[-TAIL_LINES:]:
+            people.say(f"  {line}")
+        people.say(f"{end.status}: {end.hint or 'see the log'}. Logs: {folder.logs}")
+
+
+@contextmanager
+def _caught_signals() -> Generator[list[int]]:
+    """The SIGINT and SIGTERM that arrive inside, instead of their usual effect."""
+    caught: list[int] = []
+
+    def note(signum: int, _frame: FrameType | None) -> None:
+        caught.append(signum)
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, note) for number in signals]
+    try:
+        yield caught
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

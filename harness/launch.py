@@ -1,0 +1,242 @@
+"""Starts, resumes and stops runs, and starts every process that belongs to one.
+
+A run's lock is held by its supervisor and inherited by all its children: it is free only when the
+last process of the run is gone.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import runs
+from harness.errors import HarnessError, MachineError, RunError
+from harness.hardware import num_cores
+from nmoe.config import Plan
+from nmoe.paths import REPO_ROOT, DataRoot, RunFolder, write_atomic
+
+SUPERVISOR = (sys.executable, "-m", "harness.supervise")
+RANK = (sys.executable, "-m", "nmoe.train")
+# One who asks whether a run is alive holds its lock for an instant.
+LOCK_PATIENCE_S = 1.0
+RETRY_S = 0.02
+# A GPU run's host work is loading and launching: more threads a rank only fight.
+MAX_GPU_RANK_THREADS = 8
+
+Process = subprocess.Popen[bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank:
+    """A started rank; its log before `log_start` is of earlier attempts."""
+
+    index: int
+    process: Process
+    log: Path
+    log_start: int
+
+
+def start(plan: Plan, root: DataRoot) -> RunFolder:
+    """Make the run folder and start its supervisor, which outlives this process and terminal."""
+    folder = root.run(plan.run_id)
+    try:
+        folder.root.mkdir(parents=True)
+        write_atomic(folder.plan, plan.to_json())
+        folder.logs.mkdir()
+    except FileExistsError:
+        raise RunError(f"run {plan.run_id} exists", f"Run: n attach {plan.run_id}") from None
+    except OSError as error:
+        raise _cannot_write(folder.root, error) from None
+    _spawn_supervisor(folder)
+    return folder
+
+
+def resume(folder: RunFolder) -> None:
+    """Start the next attempt of a run that is not alive, from its newest whole checkpoint."""
+    state = runs.load(folder)
+    if state.plan is None:
+        raise RunError(f"run {folder.run_id} has no readable plan", "Start a new run.")
+    if state.exit and state.exit.status in ("done", "missed"):
+        raise RunError(
+            f"run {folder.run_id} is over ({state.exit.status}): nothing to resume", "Run: n runs"
+        )
+    _spawn_supervisor(folder)
+
+
+def request_stop(folder: RunFolder, by: str) -> None:
+    """Ask a run to stop at its next log step with a checkpoint; RunError when it is not alive."""
+    if not runs.is_alive(folder):
+        raise RunError(f"run {folder.run_id} is not running", "Run: n runs")
+    write_stop(folder, by)
+
+
+def write_stop(folder: RunFolder, by: str) -> None:
+    """The request to stop, as the trainer and the supervisor read it."""
+    text = json.dumps({"mode": "checkpoint", "by": by})
+    try:
+        write_atomic(folder.stop_request, text + "\n")
+    except OSError as error:
+        raise _cannot_write(folder.stop_request, error) from None
+
+
+def take_lock(path: Path, *, refusal: HarnessError) -> int:
+    """The descriptor of the lock file `path`, held; raises `refusal` when another holds it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise refusal from None
+        time.sleep(RETRY_S)
+
+
+def take_run_lock(folder: RunFolder) -> int:
+    """The run's lock; RunError when a process of the run still holds it."""
+    refusal = RunError(
+        f"run {folder.run_id} is alive: another process holds its lock",
+        f"Run: n attach {folder.run_id}, or n stop {folder.run_id}",
+    )
+    return take_lock(folder.lock, refusal=refusal)
+
+
+def spawn_prep(folder: RunFolder, command: Sequence[str], *, lock_fds: Sequence[int]) -> Process:
+    """A preparation child: progress on its stdout, which does not block; errors in logs/prep.log."""
+    with folder.log("prep").open("ab") as errors:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            cwd=REPO_ROOT,
+            env=_child_env(folder),
+            pass_fds=tuple(lock_fds),
+        )
+    assert process.stdout is not None
+    os.set_blocking(process.stdout.fileno(), False)
+    return process
+
+
+def spawn_rank(
+    folder: RunFolder,
+    plan: Plan,
+    index: int,
+    *,
+    command: Sequence[str],
+    attempt: int,
+    port: int,
+    lock_fds: Sequence[int],
+    pipe: int,
+) -> Rank:
+    """One rank with its output in logs/rank<r>.log; the end of `pipe` tells it to stop."""
+    log = folder.log(f"rank{index}")
+    log_start = log.stat().st_size if log.exists() else 0
+    arguments = ["--run", str(folder.root), "--attempt", str(attempt)]
+    descriptors = ["--lock-fd", str(lock_fds[0]), "--supervisor-fd", str(pipe)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [*command, *arguments, *descriptors],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=REPO_ROOT,
+            env=_rank_env(folder, plan, index, port),
+            pass_fds=(*lock_fds, pipe),
+        )
+    return Rank(index=index, process=process, log=log, log_start=log_start)
+
+
+def free_port() -> int:
+    """A TCP port of this host that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def end(processes: Sequence[Process], *, patience_s: float) -> None:
+    """Terminate what still runs, kill what remains after `patience_s`, and collect everything."""
+    send(processes, signal.SIGTERM)
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
+        time.sleep(RETRY_S)
+    send(processes, signal.SIGKILL)
+    for process in processes:
+        process.wait()
+
+
+def send(processes: Sequence[Process], number: signal.Signals) -> None:
+    """Signal those that still run."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(number)
+
+
+def _spawn_supervisor(folder: RunFolder) -> None:
+    """Hand the run's lock to a supervisor; requests to stop from before it are void."""
+    lock_fd = take_run_lock(folder)
+    try:
+        folder.stop_request.unlink(missing_ok=True)
+        folder.logs.mkdir(exist_ok=True)
+        with folder.log("supervisor").open("ab") as log:
+            process = subprocess.Popen(
+                [*SUPERVISOR, "--run", str(folder.root), "--lock-fd", str(lock_fd)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=REPO_ROOT,
+                env=_child_env(folder),
+                pass_fds=(lock_fd,),
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise _cannot_write(folder.root, error) from None
+    finally:
+        os.close(lock_fd)
+    # Collected when it ends before this process does, so that it is never a zombie.
+    threading.Thread(target=process.wait, daemon=True).start()
+
+
+def _child_env(folder: RunFolder) -> dict[str, str]:
+    """This environment with the run's data root, and this checkout first on the path."""
+    paths = [str(REPO_ROOT), os.environ.get("PYTHONPATH", "")]
+    return dict(os.environ) | {
+        "DATA_DIR": str(folder.root.parent.parent),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _rank_env(folder: RunFolder, plan: Plan, index: int, port: int) -> dict[str, str]:
+    threads = max(1, num_cores() // plan.world)
+    if plan.device == "cuda":
+        threads = min(threads, MAX_GPU_RANK_THREADS)
+    return (
+        {"OMP_NUM_THREADS": str(threads)}
+        | _child_env(folder)
+        | {
+            "RANK": str(index),
+            "LOCAL_RANK": str(index),
+            "WORLD_SIZE": str(plan.world),
+            "LOCAL_WORLD_SIZE": str(plan.world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    )
+
+
+def _cannot_write(path: Path, error: OSError) -> MachineError:
+    return MachineError(
+        f"cannot write {path}: {error.strerror}",
+        "Free space or fix the permissions there, or name another folder with DATA_DIR.",
+    )

@@ -1,0 +1,161 @@
+"""What stands between a plan and its run, found before anything is started: a list of problems."""
+
+import os
+import shutil
+from pathlib import Path
+
+from harness import bundle, dataset, leaderboard, runs
+from harness import format as text
+from harness.errors import BoardError, Problem
+from harness.hardware import Detection
+from nmoe.config import Plan
+from nmoe.flops import count_parameters, num_moe_layers
+from nmoe.paths import DataRoot
+
+BUILT_DTYPES = ("fp32", "bf16")
+BUILT_ATTENTION = ("sdpa",)
+BOARD_EXIT = 4
+WARNING = 0
+# fp32 weights and two AdamW moments; gradients are held in memory only.
+SAVED_BYTES_PER_PARAMETER = 12
+BYTES_PER_PARAMETER = 16
+# Logs, events, metrics and data that the run makes itself.
+SPARE_BYTES = 256 << 20
+# A rank with torch loaded and a small model, measured at 0.4 to 0.6 GiB.
+RANK_BYTES = 640 << 20
+# Rows of each vocabulary, padded to a multiple of 128 (contract of the model's head).
+VOCAB_ROWS = {"byte": 384, "gpt2": 50304}
+SHM = Path("/dev/shm")
+# Peer buffers hold rows there and back, forward and backward.
+PEER_REGIONS = 4
+
+
+def problems(plan: Plan, detection: Detection, root: DataRoot) -> tuple[Problem, ...]:
+    """Everything that is wrong or worth knowing, blocking problems first."""
+    found = [
+        *_version_problems(plan),
+        *_root_problems(plan, root),
+        *dataset.problems(plan, root),
+        *bundle.problems(plan, root),
+        *_board_problems(root),
+        *_memory_problems(plan, detection),
+        *_other_runs(root),
+    ]
+    return tuple(sorted(found, key=lambda problem: not problem.is_blocking))
+
+
+def first_blocking(found: tuple[Problem, ...]) -> Problem | None:
+    """The problem that refuses the run, if any."""
+    return next((problem for problem in found if problem.is_blocking), None)
+
+
+def _version_problems(plan: Plan) -> list[Problem]:
+    """What this version has not built; a fake machine is only ever shown."""
+    found: list[Problem] = []
+    if plan.hardware.is_fake:
+        what = f"the hardware is fake ({plan.hardware.gpu or plan.hardware.cpu}): shown only"
+        found.append(Problem(what=what, fix="Leave out --fake-hardware to train."))
+    if plan.dtype not in BUILT_DTYPES:
+        what = f"{plan.dtype} experts are not built yet"
+        found.append(Problem(what=what, fix=f"Run: n speedrun {plan.preset} --dtype bf16"))
+    if plan.model.impl == "triton":
+        what = "the GPU kernels are not built in this version: impl = triton cannot run"
+        found.append(Problem(what=what, fix="Train on the CPU: n speedrun pocket"))
+    used = {plan.attention.attn}
+    if plan.attention.attn_global_every > 1:
+        used.add(plan.attention.attn_local)
+    for name in sorted(used.difference(BUILT_ATTENTION)):
+        what = f"attention {name} is not built yet, this version has {', '.join(BUILT_ATTENTION)}"
+        fix = "Add: --set attention.attn=sdpa --set attention.attn_local=sdpa"
+        found.append(Problem(what=what, fix=fix))
+    return found
+
+
+def _root_problems(plan: Plan, root: DataRoot) -> list[Problem]:
+    place = existing(root.path)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        what = f"cannot write to {root.path} ({root.reason})"
+        return [Problem(what=what, fix="Set DATA_DIR to a folder that this user can write.")]
+    parameters = count_parameters(plan, VOCAB_ROWS.get(plan.data.tokenizer, 0)).total
+    # The newest checkpoints, one more while it is written, and the weights at the target.
+    saved = parameters * (SAVED_BYTES_PER_PARAMETER * (plan.checkpoint.keep + 1) + 4)
+    free = shutil.disk_usage(place).free
+    if free < saved + SPARE_BYTES:
+        what = (
+            f"the disk of {root.path} is nearly full: got {text.bytes_(free)} free,"
+            f" expected {text.bytes_(saved + SPARE_BYTES)} for checkpoints and logs"
+        )
+        return [Problem(what=what, fix="Free space there, or set DATA_DIR to another disk.")]
+    return []
+
+
+def existing(path: Path) -> Path:
+    """The path itself or its nearest parent that exists."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def _board_problems(root: DataRoot) -> list[Problem]:
+    try:
+        leaderboard.boards(root)
+    except BoardError as error:
+        return [Problem(what=error.problem, fix=error.fix, exit_code=BOARD_EXIT)]
+    return []
+
+
+def _memory_problems(plan: Plan, detection: Detection) -> list[Problem]:
+    parameters = count_parameters(plan, VOCAB_ROWS.get(plan.data.tokenizer, 0))
+    dense = parameters.total - parameters.expert
+    per_rank = BYTES_PER_PARAMETER * (dense + parameters.expert // plan.world)
+    if plan.device == "cuda":
+        memory = detection.hardware.memory_bytes
+        if memory is None or per_rank < memory:
+            return []
+        what = (
+            f"weights and optimizer may not fit: about {text.bytes_(per_rank)} a rank,"
+            f" a GPU has {text.bytes_(memory)}"
+        )
+        return [Problem(what=what, fix="Use more GPUs.", exit_code=WARNING)]
+    found: list[Problem] = []
+    needed, free = plan.world * (RANK_BYTES + per_rank), _available_bytes()
+    if free is not None and free < needed:
+        what = (
+            f"memory may not suffice: about {text.bytes_(needed)} needed,"
+            f" {text.bytes_(free)} available"
+        )
+        found.append(Problem(what=what, fix="Close other programs.", exit_code=WARNING))
+    return found + _peer_problems(plan)
+
+
+def _peer_problems(plan: Plan) -> list[Problem]:
+    """Ranks of a CPU run meet in /dev/shm, which containers keep small."""
+    if plan.world == 1 or num_moe_layers(plan) == 0:
+        return []
+    row_bytes = 4 * plan.model.dim
+    tokens = plan.train.micro_batch * plan.train.seq_len
+    needed = plan.world * tokens * plan.experts.top_k * row_bytes * PEER_REGIONS
+    free = shutil.disk_usage(SHM).free if SHM.is_dir() else 0
+    if free >= needed:
+        return []
+    what = (
+        f"{SHM} is too small for {plan.world} ranks: got {text.bytes_(free)} free,"
+        f" expected {text.bytes_(needed)}"
+    )
+    return [Problem(what=what, fix="Enlarge it (docker run --shm-size), or use --gpus 1.")]
+
+
+def _available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    try:
+        for line in meminfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return None
+
+
+def _other_runs(root: DataRoot) -> list[Problem]:
+    alive = [row.run_id for row in runs.list_runs(root) if row.is_alive]
+    if not alive:
+        return []
+    what = f"another run is alive: {', '.join(alive[:3])}; both will be slower and time worse"
+    return [Problem(what=what, fix=f"Stop it: n stop {alive[0]}", exit_code=WARNING)]

@@ -1,0 +1,146 @@
+"""Runs, boards, checks and plans as plain lines of text; what comes from files is made harmless."""
+
+from collections.abc import Iterable, Sequence
+
+from harness import format as text
+from harness.doctor import Check
+from harness.errors import Problem
+from harness.leaderboard import Board, standings
+from harness.runs import Summary
+from nmoe.config import Plan
+from nmoe.paths import DataRoot
+
+
+def safe(value: object) -> str:
+    """The value on one line without control characters, which a terminal would obey."""
+    return "".join(char if char.isprintable() else "?" for char in str(value))
+
+
+def columns(rows: Iterable[Sequence[object]], *, indent: str = "") -> list[str]:
+    """Rows as lines with aligned columns, two spaces apart."""
+    cells = [[safe(value) for value in row] for row in rows]
+    if not cells:
+        return []
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        (
+            indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def run_lines(rows: Sequence[Summary], root: DataRoot) -> list[str]:
+    """The list of runs, newest first."""
+    if not rows:
+        return [f"no runs in {safe(root.runs)}. Run: n speedrun"]
+    head = ("RUN", "STATUS", "STEP", "VAL", "TARGET", "TRAINED", "MACHINE", "CREATED")
+    body = [
+        (
+            row.run_id,
+            row.status,
+            f"{text.count(row.step)}/{text.count(row.steps)}",
+            text.loss(row.val),
+            text.loss(row.target),
+            text.seconds(row.train_s),
+            row.machine or row.problem,
+            row.created,
+        )
+        for row in rows
+    ]
+    return columns([head, *body])
+
+
+def board_lines(boards: Sequence[Board]) -> list[str]:
+    """Every board with its cohorts, best first, and the published results apart."""
+    lines: list[str] = []
+    for board in boards:
+        lines += ["", safe(board.path)] if lines else [safe(board.path)]
+        if not board.entries:
+            lines.append("  no entries yet")
+        for standing in standings(board):
+            lines.append(f"  {safe(standing.cohort.label)}")
+            lines += columns(
+                (
+                    (
+                        row.rank,
+                        text.exact_seconds(row.entry.result.train_s),
+                        f"{text.count(row.entry.result.step)} steps",
+                        f"{text.tokens(row.entry.result.tokens)} tokens",
+                        f"val {text.loss(row.entry.result.loss)}",
+                        f"CORE {text.core(row.entry.result.core)}",
+                        row.entry.result.preset,
+                        row.entry.status,
+                        row.entry.result.run_id,
+                    )
+                    for row in standing.rows
+                ),
+                indent="    ",
+            )
+        if board.published:
+            lines.append("  published, not verified here")
+        lines += columns(
+            (
+                (
+                    row.preset,
+                    f"{row.devices} x {row.machine}",
+                    row.dtype,
+                    text.exact_seconds(row.train_s),
+                    f"{text.count(row.step)} steps",
+                    f"{text.tokens(row.tokens)} tokens",
+                    f"val {text.loss(row.loss)}",
+                    f"CORE {text.core(row.core)}",
+                    row.source,
+                )
+                for row in board.published
+            ),
+            indent="    ",
+        )
+    return lines
+
+
+def check_lines(checks: Sequence[Check]) -> list[str]:
+    """The doctor's findings: verdict, name, value, fix."""
+    return columns((check.verdict, check.name, check.value, check.fix) for check in checks)
+
+
+def plan_lines(plan: Plan, root: DataRoot) -> list[str]:
+    """What a run will be: machine, preset, dtype and the reasons, target, data, root."""
+    step_tokens = plan.train.batch_size * plan.train.seq_len
+    return columns(
+        (
+            ("run", plan.run_id),
+            ("preset", plan.choice),
+            ("machine", machine(plan)),
+            ("dtype", f"{plan.dtype}: {plan.dtype_reason}"),
+            ("target", f"{plan.data.task} validation loss <= {plan.target.target_loss:g}"),
+            (
+                "steps",
+                f"at most {text.count(plan.train.steps)} of {text.tokens(step_tokens)} tokens"
+                f" ({plan.world} rank(s) x {plan.train.micro_batch} sequences"
+                f" x {plan.accumulation} micro-batches)",
+            ),
+            ("seed", plan.train.seed),
+            ("data root", f"{root.path}: {root.reason}"),
+        )
+    )
+
+
+def problem_line(problem: Problem) -> str:
+    """A problem and its fix on one line."""
+    kind = "problem" if problem.is_blocking else "warning"
+    fix = f" {problem.fix}" if problem.fix else ""
+    return safe(f"{kind}: {problem.what}.{fix}")
+
+
+def machine(plan: Plan) -> str:
+    """The plan's hardware in one phrase."""
+    hardware = plan.hardware
+    if hardware.gpu is None:
+        return f"{hardware.cpu}, {hardware.cores} cores"
+    memory = text.gib(hardware.memory_bytes, decimals=0, none=text.NOT_AVAILABLE)
+    fake = ", fake" if hardware.is_fake else ""
+    return (
+        f"{plan.world} x {hardware.gpu} ({hardware.capability}, {memory},"
+        f" driver {hardware.driver or text.NOT_AVAILABLE}{fake})"
+    )

@@ -1,0 +1,1 @@
+"""Triton kernels, one file each; imported only by nmoe/ops.py."""

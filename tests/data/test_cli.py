@@ -1,0 +1,174 @@
+"""The command line: exit codes, progress lines, the last line of stderr, and its start."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nmoe.data.manifest import MANIFEST_NAME, digest, read_manifest
+from nmoe.data.minibundle import is_whole
+from nmoe.paths import REPO_ROOT
+
+
+def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nmoe.data.cli", *map(str, args)]
+    return subprocess.run(
+        command, cwd=REPO_ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def prep_args(output: Path, part: str = "val") -> list[str | Path]:
+    return ["prep", "--source", "stdlib", "--dataset", part, "--tokenizer", "byte"] + [
+        *("--output", output, "--name", f"pocket-{part}")
+    ]
+
+
+def progress(out: str) -> list[dict]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def val(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("pocket") / "val"
+    done = run(*prep_args(output))
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def test_pocket_is_prepared_in_seconds_with_progress_lines_only(tmp_path: Path) -> None:
+    start = time.monotonic()
+
+    done = run(*prep_args(tmp_path / "train", "train"), "--json")
+
+    assert time.monotonic() - start < 15  # 1 s on a free machine
+    assert done.returncode == 0, done.stderr
+    lines = progress(done.stdout)
+    assert all(set(line) == {"job", "done", "total", "unit"} for line in lines)
+    assert {(line["job"], line["unit"]) for line in lines} == {("pocket-train", "bytes")}
+    assert [line["done"] == line["total"] for line in lines] == [False] * (len(lines) - 1) + [True]
+    assert read_manifest(tmp_path / "train").total_tokens > 4_000_000
+
+
+def test_people_get_one_line_on_stderr_when_not_on_a_terminal(val: Path) -> None:
+    done = run(*prep_args(val))
+
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("pocket-val: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_verify_and_info_pass_when_the_dataset_is_whole(val: Path) -> None:
+    checked, shown = run("verify", val), run("info", val, "--json")
+
+    assert (checked.returncode, shown.returncode) == (0, 0)
+    facts = json.loads(shown.stdout)
+    assert facts["digest"] == digest(read_manifest(val))
+    assert facts["tokenizer"] == "byte"
+    assert str(facts["total_tokens"]) in run("info", val).stdout.replace(",", "")
+
+
+@pytest.mark.parametrize("name", ["shard_00000.npy", "shard_00000.idx"])
+def test_verify_exits_4_and_names_the_file_when_it_is_damaged(
+    val: Path, tmp_path: Path, name: str
+) -> None:
+    for path in val.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    done = run("verify", tmp_path)
+
+    assert done.returncode == 4
+    assert name in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("verb", ["verify", "info"])
+def test_folder_without_a_dataset_exits_4_with_the_command(tmp_path: Path, verb: str) -> None:
+    done = run(verb, tmp_path / "[/bold]", "--json")
+
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "[/bold]" in done.stderr
+    assert "nmoe.data.cli prep" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_prep_exits_4_when_the_output_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+
+    done = run(*prep_args(tmp_path / "file" / "val"), "--json")
+
+    assert done.returncode == 4
+    assert done.stderr.splitlines()[-1].startswith("error: cannot write to")
+    assert "Traceback" not in done.stderr
+
+
+def test_prep_ends_quietly_when_its_reader_is_gone(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nmoe.data.cli", *map(str, prep_args(tmp_path / "val"))]
+    child = subprocess.Popen(
+        [*command, "--json"],
+        cwd=REPO_ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout
+    child.stdout.close()
+
+    _, errors = child.communicate(timeout=60)
+
+    assert child.returncode == 4
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["prep"],
+        ["nonsense"],
+        ["prep", "--source", "hg", "--dataset", "x", "--output", "y"],
+        ["prep", "--source", "stdlib", "--dataset", "val", "--output", "y", "--tokenizer", "z"],
+    ],
+)
+def test_usage_errors_exit_2(args: list[str]) -> None:
+    assert run(*args).returncode == 2
+
+
+def test_prep_bundle_writes_the_bundle_once(tmp_path: Path) -> None:
+    folder = tmp_path / "pocket_bundle"
+
+    first = run("prep-bundle", "--output", folder, "--json")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    second = run("prep-bundle", "--output", folder, "--json")
+
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr
+    assert is_whole(folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    for done in (first, second):
+        last = progress(done.stdout)[-1]
+        assert last["job"] == "pocket_bundle"
+        assert last["done"] == last["total"]
+
+
+def test_help_imports_neither_torch_nor_pyarrow() -> None:
+    program = (
+        "import sys\nimport nmoe.data.cli\n"
+        "print([m for m in ('torch', 'pyarrow', 'datasets') if m in sys.modules])\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPO_ROOT, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_unfinished_folder_is_not_a_dataset(val: Path, tmp_path: Path) -> None:
+    for path in val.iterdir():
+        if path.name != MANIFEST_NAME:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+
+    assert run("verify", tmp_path).returncode == 4

@@ -1,0 +1,98 @@
+"""`python -m tui`: the start screen, or the run that is going on; attach and start by name.
+
+Prints one line after leaving: how to come back.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import runs
+from harness.errors import HarnessError, UsageError
+from nmoe.paths import RunFolder, data_root
+from tui.app import NmoeApp, newest_alive
+from tui.screens.setup import Request
+
+DTYPES = ("bf16", "fp8", "nvfp4", "fp32")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the app until it is left; the exit code, 2 without a terminal or such a run."""
+    args = _parser().parse_args(argv)
+    try:
+        _need_terminal(args)
+        root = data_root()
+        run = None
+        if args.verb == "attach":
+            run = runs.find(root, args.run)
+        elif args.verb is None:
+            run = newest_alive(root)
+    except HarnessError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    app = NmoeApp(root, run=run, request=_request(args), is_readonly=args.readonly)
+    app.run()
+    _say_how_to_come_back(app.run_folder)
+    return app.return_code or 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tui", description=__doc__)
+    parser.set_defaults(verb=None, readonly=False)
+    verbs = parser.add_subparsers(dest="verb")
+    attach = verbs.add_parser("attach", help="watch a run")
+    attach.add_argument("run", help="run id, or the beginning of it")
+    attach.add_argument("--readonly", action="store_true", help="look only")
+    start = verbs.add_parser("start", help="the start screen with a plan")
+    start.add_argument("preset", nargs="?", help="a preset or a TOML file")
+    start.add_argument("--dtype", choices=DTYPES)
+    start.add_argument("--gpus", type=int)
+    start.add_argument("--steps", type=int)
+    start.add_argument("--seed", type=int)
+    start.add_argument("--data", type=Path)
+    start.add_argument("--set", action="append", default=[], dest="overrides")
+    start.add_argument("--fake-hardware", type=Path)
+    return parser
+
+
+def _request(args: argparse.Namespace) -> Request:
+    if args.verb != "start":
+        return Request()
+    return Request(
+        preset=args.preset,
+        dtype=args.dtype,
+        gpus=args.gpus,
+        steps=args.steps,
+        seed=args.seed,
+        data=args.data,
+        overrides=tuple(args.overrides),
+        fake_hardware=args.fake_hardware,
+    )
+
+
+def _need_terminal(args: argparse.Namespace) -> None:
+    """Without a terminal the screen would hang; name the command that does not need one."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        return
+    command = (
+        f"n attach {args.run} --headless" if args.verb == "attach" else "n speedrun --headless"
+    )
+    if args.verb == "start" and args.preset:
+        command = f"n speedrun {args.preset} --headless"
+    raise UsageError("the screen needs a terminal on stdin and stdout", f"Run: {command}")
+
+
+def _say_how_to_come_back(run: RunFolder | None) -> None:
+    """One line on the terminal that was left; none when it is gone."""
+    if run is None:
+        return
+    try:
+        sys.stdout.write(f"n attach {run.run_id}\n")
+        sys.stdout.flush()
+    except OSError:
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""The start screen: what this machine is, what it would run and why, what stands in the way."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container, VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.screen import Screen
+from textual.widgets import Footer, OptionList
+from textual.widgets.option_list import Option
+
+from harness import hardware, plan, preflight
+from harness.errors import Problem
+from harness.hardware import Detection
+from nmoe.config import Dtype, Plan
+from nmoe.paths import DataRoot
+from tui.feed import Failure, attempt
+from tui.screens import proposal
+from tui.screens.run import HORIZONTAL, VERTICAL
+from tui.widgets.numbers import Numbers
+from tui.widgets.prose import Paragraphs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What was asked for on the command line; None leaves it to the machine."""
+
+    preset: str | None = None
+    dtype: Dtype | None = None
+    gpus: int | None = None
+    steps: int | None = None
+    seed: int | None = None
+    data: Path | None = None
+    overrides: tuple[str, ...] = ()
+    fake_hardware: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What the machine is, the plan for it unless it is refused, and what is wrong."""
+
+    detection: Detection | None = None
+    plan: Plan | None = None
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def is_ready(self) -> bool:
+        return self.plan is not None and not any(p.is_blocking for p in self.problems)
+
+
+class Launch(Message):
+    """A person wants this plan to run."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.plan = plan
+
+
+def make_offer(request: Request, root: DataRoot, detection: Detection | None = None) -> Offer:
+    """Detect unless that was done, resolve the plan, look for problems; never raises."""
+    if detection is None:
+        seen = attempt(lambda: hardware.detect(fake=request.fake_hardware))
+        if isinstance(seen, Failure):
+            return Offer(problems=(Problem(what=seen.problem, fix=seen.fix),))
+        detection = seen.value
+    found = detection
+    resolved = attempt(
+        lambda: plan.resolve(
+            preset=request.preset,
+            detection=found,
+            root=root,
+            dtype=request.dtype,
+            gpus=request.gpus,
+            steps=request.steps,
+            seed=request.seed,
+            data=request.data,
+            overrides=request.overrides,
+        )
+    )
+    if isinstance(resolved, Failure):
+        refusal = Problem(what=resolved.problem, fix=resolved.fix)
+        return Offer(detection=found, problems=(refusal,))
+    chosen = resolved.value
+    checked = attempt(lambda: preflight.problems(chosen, found, root))
+    if isinstance(checked, Failure):
+        return Offer(
+            detection=found,
+            plan=chosen,
+            problems=(Problem(what=checked.problem, fix=checked.fix),),
+        )
+    return Offer(detection=found, plan=chosen, problems=checked.value)
+
+
+class SetupScreen(Screen[None]):
+    """Presets on the left, the plan of the marked one beside them, problems below, enter launches."""
+
+    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = HORIZONTAL
+    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = VERTICAL
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "launch", "launch", tooltip="start the run that is shown")
+    ]
+
+    def __init__(self, root: DataRoot, request: Request, *, is_readonly: bool = False) -> None:
+        super().__init__()
+        self._root = root
+        self._request = request
+        self._is_readonly = is_readonly
+        self._detection: Detection | None = None
+        self._offer = Offer()
+        self._is_launching = False
+        self._names = _preset_names(request)
+        self._machine = Paragraphs((("looking at this machine …", "dim"),), id="machine")
+        self._plan = Numbers((), id="plan")
+        self._why = Paragraphs((), id="why")
+        self._problems = Paragraphs((), id="problems")
+        self._presets = OptionList(
+            *(Option(Content(name or "what suits this machine")) for name in self._names),
+            id="presets",
+        )
+
+    def compose(self) -> ComposeResult:
+        self._machine.border_title = "this machine"
+        self._presets.border_title = "preset"
+        self._problems.border_title = "before the start"
+        yield self._machine
+        with Container(id="choose"):
+            yield self._presets
+            with VerticalScroll(id="planned", can_focus=False) as planned:
+                planned.border_title = "plan"
+                yield self._why
+                yield self._plan
+        yield self._problems
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        wanted = self._request.preset
+        self._presets.highlighted = self._names.index(wanted) if wanted in self._names else 0
+        self._presets.focus()
+
+    def on_screen_resume(self) -> None:
+        """Look again: a run may have ended, a disk filled up."""
+        self._is_launching = False
+        self._plan_again()
+
+    def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
+        self._plan_again()
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        self.action_launch()
+
+    def action_launch(self) -> None:
+        """Launch what is shown, once, unless something stands in the way."""
+        offer = self._offer
+        if self._is_readonly:
+            self.notify("this screen only looks: it was started with --readonly", markup=False)
+        elif offer.plan is None or not offer.is_ready:
+            blocking = [p.what for p in offer.problems if p.is_blocking] or ["no plan yet"]
+            self.notify(f"cannot launch: {blocking[0]}", severity="error", markup=False)
+        elif not self._is_launching:
+            self._is_launching = True
+            self.notify("launching …", markup=False)
+            self.post_message(Launch(offer.plan))
+
+    def launch_failed(self) -> None:
+        """Allow another try."""
+        self._is_launching = False
+
+    def _plan_again(self) -> None:
+        self.run_worker(self._make_offer, thread=True, exclusive=True, exit_on_error=False)
+
+    def _make_offer(self) -> None:
+        index = self._presets.highlighted or 0
+        request = replace(self._request, preset=self._names[index])
+        offer = make_offer(request, self._root, self._detection)
+        if self.is_attached:
+            self.app.call_from_thread(self._show, offer, request)
+
+    def _show(self, offer: Offer, request: Request) -> None:
+        if request.preset != self._names[self._presets.highlighted or 0]:
+            return  # another preset was marked meanwhile
+        self._offer, self._detection = offer, offer.detection
+        self._machine.show(proposal.machine(offer.detection, self._root))
+        self._why.show(proposal.why(offer.plan))
+        self._plan.show(proposal.values(offer.plan))
+        self._problems.show(proposal.problems(offer.problems, is_ready=offer.is_ready))
+
+
+def _preset_names(request: Request) -> tuple[str | None, ...]:
+    """None (the machine decides), the presets, and a TOML path that was named."""
+    names: list[str | None] = [None, *plan.preset_names()]
+    if request.preset is not None and request.preset not in names:
+        names.insert(1, request.preset)
+    return tuple(names)

@@ -1,0 +1,264 @@
+"""What the run screen shows: a view of a run as values for the widgets. Pure functions."""
+
+import math
+from array import array
+
+import numpy as np
+
+from harness import format as fmt
+from harness.runs import RunState
+from nmoe.config import Plan
+from tui.feed import RunView
+from tui.widgets.braille import Floats
+from tui.widgets.chart import Chart
+from tui.widgets.core import Core, Task
+from tui.widgets.numbers import Number
+from tui.widgets.progress import Job, Progress
+from tui.widgets.rows import Role, Row, clean
+from tui.widgets.strip import Status
+
+_FORECAST_VALS = 6  # validations a forecast looks back on
+_MIN_VALS = 3
+_BEFORE_STEPS = ("idle", "checking", "preparing", "launching", "compiling")
+_WAITING = {
+    "checking": "checking machine and files",
+    "preparing": "preparing; what is done stays done, whatever happens to this screen",
+    "launching": "starting the ranks",
+    "compiling": "building and warming up; the clock does not run yet",
+    "training": "waiting for the first step",
+}
+
+
+def hardware(plan: Plan) -> str:
+    """The machine in a few words: 8 x B200, or the ranks on the CPU's cores."""
+    if plan.hardware.gpu:
+        return f"{plan.world} x {clean(plan.hardware.gpu)}"
+    ranks = f"{plan.world} ranks on " if plan.world > 1 else ""
+    return f"{ranks}CPU, {plan.hardware.cores} cores"
+
+
+def strip(view: RunView, *, frozen_at: int | None = None) -> Status:
+    """State, facts, clock and progress; `frozen_at` is the event count when the view was frozen."""
+    state, plan = view.state, view.state.plan
+    facts = [clean(state.run_id)]
+    if plan is not None:
+        facts = [clean(plan.preset), plan.dtype, hardware(plan), clean(state.run_id)]
+    if state.attempt:
+        facts.insert(-1, f"attempt {state.attempt + 1}")
+    badge = ""
+    if frozen_at is not None:
+        new = state.events - frozen_at
+        badge = f"FROZEN +{fmt.count(new)} new" if new else "FROZEN"
+    return Status(
+        status=view.status,
+        note=clean(_note(view)),
+        facts=tuple(facts),
+        clock=f"{fmt.seconds(state.train_s)} train" if state.losses.length else _waited(view),
+        progress=tuple(_progress(view)),
+        badge=badge,
+    )
+
+
+def _note(view: RunView) -> str:
+    state = view.state
+    if view.status == "stalled":
+        return f"no word for {fmt.age(view.now - state.progressed)}"
+    if view.status == "stopping":
+        return "a checkpoint comes first"
+    return state.phase_note if view.is_alive else ""
+
+
+def _waited(view: RunView) -> str:
+    """How long a run without steps has been going on."""
+    if not view.is_alive or not view.state.started:
+        return ""
+    return fmt.seconds(max(0.0, view.now - view.state.started))
+
+
+def _progress(view: RunView) -> list[Row]:
+    """Parts of the second row, most important first."""
+    state = view.state
+    if not state.losses.length:
+        return []
+    last = state.val.loss if state.val else None
+    has_passed = last is not None and state.target is not None and last <= state.target
+    parts: list[Row] = [
+        (
+            ("val ", "dim"),
+            (fmt.loss(last), "good" if has_passed else "strong"),
+            (f" → {fmt.loss(state.target)}", "dim"),
+        ),
+        (
+            ("step ", "dim"),
+            (fmt.count(state.step), "strong"),
+            (f" / {fmt.count(state.steps or None)}", "dim"),
+        ),
+    ]
+    if view.status in ("training", "validating", "stalled", "stopping"):
+        parts += _forecast(state)
+    parts.append(((fmt.rate(state.tok_s), "text"),))
+    parts.append((("tokens ", "dim"), (fmt.tokens(state.tokens), "text")))
+    return parts
+
+
+def _forecast(state: RunState) -> list[Row]:
+    eta = target_eta_s(state)
+    if eta is not None:
+        return [(("ETA ", "dim"), (f"~{fmt.seconds(eta)}", "accent"))]
+    cap = cap_eta_s(state)
+    return [(("cap in ", "dim"), (fmt.seconds(cap), "text"))] if cap is not None else []
+
+
+def cap_eta_s(state: RunState) -> float | None:
+    """Seconds of training until the budget of steps is gone, at the present speed."""
+    if not state.steps or state.ms is None or not math.isfinite(state.ms):
+        return None
+    return max(0, state.steps - state.step) * state.ms / 1000
+
+
+def target_eta_s(state: RunState) -> float | None:
+    """Seconds of training until the target, if the last validations go on as they do.
+
+    A straight line through loss over log(step): the usual course of a loss at a constant learning
+    rate. None when it does not fall, or not far enough within the budget of steps.
+    """
+    ms, target = state.ms, state.target
+    vals = [val for val in state.val_events[-_FORECAST_VALS:] if val.step > 0]
+    vals = [val for val in vals if math.isfinite(val.loss)]
+    if len(vals) < _MIN_VALS or target is None or ms is None or not math.isfinite(ms):
+        return None
+    slope, offset = np.polyfit(np.log([val.step for val in vals]), [v.loss for v in vals], 1)
+    if slope >= -1e-6 or (target - offset) / slope > math.log(max(2, state.steps)):
+        return None
+    step = math.exp((target - offset) / slope)
+    return max(0.0, step - state.step) * ms / 1000
+
+
+def chart(view: RunView) -> Chart:
+    """The loss over steps with validations and target."""
+    state = view.state
+    losses, vals = state.losses, state.vals
+    empty = "no loss yet" if view.is_alive else "no loss was logged"
+    return Chart(
+        revision=(state.run_id, losses.length, losses.last, vals.length, vals.last, state.target),
+        x_N=_floats(losses.steps),
+        y_N=_floats(losses.values),
+        mark_x_N=_floats(vals.steps),
+        mark_y_N=_floats(vals.values),
+        target=state.target,
+        empty=empty,
+    )
+
+
+def _floats(values: "array[int] | array[float]") -> Floats:
+    return np.asarray(values, dtype=np.float64)
+
+
+def numbers(view: RunView) -> tuple[Number, ...]:
+    """The numbers panel, most important first."""
+    state = view.state
+    loss_role: Role = "text" if state.loss is None or math.isfinite(state.loss) else "bad"
+    items = [
+        Number(label="loss", text=fmt.loss(state.loss), role=loss_role),
+        Number(label="best val", text=fmt.loss(state.best_val)),
+        Number(label="ms/step", text=fmt.fixed(state.ms, decimals=1)),
+        Number(label="tok/s", text=fmt.tokens(state.tok_s)),
+        Number(label="MFU", text=fmt.percent(state.mfu, none=_na(state.ms))),
+        Number(label="lr", text=fmt.learning_rate(state.lr)),
+        Number(label="grad norm", text=fmt.fixed(state.grad_norm, decimals=2)),
+        Number(label="tokens", text=fmt.tokens(state.tokens if state.losses.length else None)),
+        *_router(state),
+        Number(label="wall", text=fmt.seconds(state.wall_s if state.losses.length else None)),
+        Number(label="bits/byte", text=fmt.loss(state.val.bpb if state.val else None)),
+        *_gpus(state),
+        Number(
+            label="checkpoint",
+            text=f"step {fmt.count(state.checkpoint.step)}" if state.checkpoint else fmt.NOT_YET,
+        ),
+    ]
+    if state.bad_lines:
+        items.append(Number(label="bad lines", text=fmt.count(state.bad_lines), role="warn"))
+    return tuple(items)
+
+
+def _na(measured: float | None) -> str:
+    """What a missing figure is called: not known on this machine, once anything is measured."""
+    return fmt.NOT_YET if measured is None else fmt.NOT_AVAILABLE
+
+
+def _router(state: RunState) -> list[Number]:
+    router, plan = state.router, state.plan
+    if router is None or not router.cv:
+        return []
+    experts = plan.experts.num_experts if plan else None
+    active = min(router.experts_active, default=None)
+    dead_role: Role = "warn" if experts and active is not None and active < experts else "text"
+    return [
+        Number(label="router cv", text=fmt.percent(max(router.cv))),
+        Number(
+            label="experts",
+            text=f"{fmt.count(active)}/{fmt.count(experts)}",
+            role=dead_role,
+        ),
+    ]
+
+
+def _gpus(state: RunState) -> list[Number]:
+    """Means over the GPUs that answer; a value nobody tells is N/A."""
+    if not state.gpus:
+        return []
+    utils = [gpu.util / 100 for gpu in state.gpus if gpu.util is not None]
+    watts = [gpu.power_w for gpu in state.gpus if gpu.power_w is not None]
+    temps = [gpu.temperature_c for gpu in state.gpus if gpu.temperature_c is not None]
+    lost = sum(gpu.is_lost for gpu in state.gpus)
+    na = fmt.NOT_AVAILABLE
+    items = [
+        Number(label="GPU util", text=fmt.percent(_mean(utils), none=na)),
+        Number(label="GPU power", text=fmt.fixed(sum(watts) if watts else None, unit="W", none=na)),
+        Number(label="GPU temp", text=fmt.fixed(max(temps) if temps else None, unit="°C", none=na)),
+    ]
+    if lost:
+        items.insert(0, Number(label="GPUs lost", text=fmt.count(lost), role="bad"))
+    return items
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def progress(view: RunView) -> Progress:
+    """The jobs before the first step, and what is waited for."""
+    state = view.state
+    jobs = tuple(
+        Job(name=event.job, done=event.done, total=event.total, unit=event.unit)
+        for event in state.prep
+    )
+    note = _WAITING.get(view.status, "") if view.is_alive else ""
+    return Progress(heading="before the first step", note=note, jobs=jobs)
+
+
+def core(view: RunView) -> Core:
+    """The CORE table as far as it is scored."""
+    state = view.state
+    tasks = tuple(
+        Task(
+            name=clean(event.name),
+            items=event.items,
+            acc=event.acc,
+            centred=event.centered,
+            seconds=event.seconds,
+        )
+        for event in state.core_tasks
+    )
+    count = max((event.count for event in state.core_tasks), default=0)
+    return Core(tasks=tasks, count=count, score=state.core.score if state.core else None)
+
+
+def has_chart(view: RunView) -> bool:
+    """Whether there is a curve to look at, or still only preparation."""
+    return view.state.losses.length > 0 or view.status not in _BEFORE_STEPS
+
+
+def has_core(view: RunView) -> bool:
+    """Whether CORE deserves room: it is being scored or was."""
+    return view.status == "core-eval" or bool(view.state.core_tasks)

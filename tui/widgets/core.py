@@ -1,0 +1,92 @@
+"""The CORE table: a row a task, filling in as tasks are scored, with a bar of the centred score."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness import format as fmt
+from tui.widgets.rows import Panel, Role, Row, clip_row, spread
+from tui.widgets.table import Column, draw_table
+
+_COLUMNS = (
+    Column(title="task"),
+    Column(title="items", align="right", rank=2),
+    Column(title="acc", align="right", rank=1),
+    Column(title="centred", align="right"),
+    Column(title="s", align="right", rank=3),
+)
+_BAR = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One scored task; `acc` and `centred` are fractions, `seconds` its price."""
+
+    name: str
+    items: int
+    acc: float
+    centred: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Core:
+    """Scored tasks of `count`, and the final score when it is known."""
+
+    tasks: tuple[Task, ...] = ()
+    count: int = 0
+    score: float | None = None
+
+
+class CoreTable(Panel[Core]):
+    """The newest tasks stay visible when not all fit."""
+
+    def draw(self, width: int, height: int) -> Sequence[Row]:
+        return draw_core(self.value, width, height)
+
+
+def draw_core(core: Core, width: int, height: int) -> list[Row]:
+    """Summary, header and tasks in `width` x `height` cells."""
+    if height < 1:
+        return []
+    if not core.tasks:
+        return [(("CORE is scored once the target is reached", "dim"),)]
+    num_tasks = max(0, height - 2)
+    tasks = core.tasks[-num_tasks:] if num_tasks else ()
+    has_bar = width >= 52
+    table = draw_table(
+        _COLUMNS,
+        [
+            (
+                task.name,
+                fmt.count(task.items),
+                fmt.percent(task.acc, decimals=1),
+                fmt.core(task.centred),
+                fmt.fixed(task.seconds, decimals=1),
+            )
+            for task in tasks
+        ],
+        width - (_BAR + 2 if has_bar else 0),
+    )
+    if has_bar:
+        bars: list[Row] = [(), *(_bar(task.centred) for task in tasks)]
+        table = [spread(row, bar, width) for row, bar in zip(table, bars, strict=True)]
+    return [_summary(core, width), *table][:height]
+
+
+def _summary(core: Core, width: int) -> Row:
+    if core.score is not None:
+        done: Row = (("CORE ", "strong"), (fmt.core(core.score), "good"))
+        return spread(done, ((f"{len(core.tasks)} tasks", "dim"),), width)
+    mean = sum(task.centred for task in core.tasks) / len(core.tasks)
+    partial: Row = (("so far ", "dim"), (fmt.core(mean), "text"))
+    return clip_row(
+        spread(partial, ((f"{len(core.tasks)} of {core.count} tasks", "dim"),), width), width
+    )
+
+
+def _bar(centred: float) -> Row:
+    """A bar from 0 to 1; nothing for a task at or below chance."""
+    frac = min(1.0, max(0.0, centred)) if centred == centred else 0.0
+    filled = round(frac * _BAR)
+    role: Role = "line" if filled else "faint"
+    return (("━" * filled, role), ("─" * (_BAR - filled), "faint"))
