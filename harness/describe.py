@@ -35,7 +35,7 @@ def _exit_line(event: ev.ExitEvent) -> str:
 
 def _core_line(event: ev.CoreTaskEvent) -> str:
     return (
-        f"CORE {event.index + 1}/{event.count} {event.name} {text.percent(event.acc, decimals=1)}"
+        f"CORE {event.index}/{event.count} {event.name} {text.percent(event.acc, decimals=1)}"
         f" of {text.count(event.items)} items, centered {text.core(event.centered)}"
     )
 

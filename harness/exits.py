@@ -1,4 +1,4 @@
-"""How an attempt ended: from the ranks' exit codes, the trainer's last word and the end of a log."""
+"""How an attempt ended: from exit codes of ranks, the trainer's outcome and the end of a log."""
 
 import re
 import signal
@@ -10,6 +10,8 @@ from nmoe.events import ExitEvent, OutcomeEvent, Status
 
 # The exit codes of a rank that ended as it meant to.
 ORDERLY: Mapping[int, Status] = {0: "done", 6: "missed", 7: "core-failed", 130: "interrupted"}
+# Outcomes after which nothing is left to do, and their exit codes.
+FINAL: Mapping[Status, int] = {"done": 0, "missed": 6, "core-failed": 7}
 TRAINING_FAILED = 5
 # Codes that mean the same for a rank and for the run.
 PASSED_ON = frozenset({1, 2, 3, 4, TRAINING_FAILED})
@@ -69,12 +71,13 @@ def judge(
     *,
     code: int,
     stop: Stop | None,
-    was_killed: bool,
+    was_forced: bool,
     tail: Sequence[str],
 ) -> ExitEvent:
     """The exit record of an attempt whose processes are all gone.
 
-    `code` is rank 0's, used when no rank failed; `was_killed` says that a stop had to be forced.
+    `code` is rank 0's, used when no rank failed; `was_forced` says that signals had to enforce
+    the stop.
     """
     if failure is None:
         status = outcome.status if outcome else ORDERLY.get(code, "failed")
@@ -82,7 +85,17 @@ def judge(
             return ExitEvent(status=status, rc=stop.code if stop else INTERRUPTED)
         return ExitEvent(status=status, rc=code, hint=outcome.message if outcome else "")
     name = signal_name(failure.code)
-    if stop and was_killed:
+    if outcome is not None and outcome.status in FINAL:
+        hint = f"rank {failure.rank} ended badly, but after the work was done"
+        return ExitEvent(
+            status=outcome.status,
+            rc=FINAL[outcome.status],
+            signal=name,
+            rank=failure.rank,
+            tail=tuple(tail),
+            hint=hint,
+        )
+    if stop and was_forced and name:
         hint = "did not stop in time and was killed: goes on from its last checkpoint"
         return ExitEvent(
             status="interrupted", rc=stop.code, signal=name, rank=failure.rank, hint=hint
@@ -94,20 +107,19 @@ def judge(
         signal=name,
         rank=failure.rank,
         tail=tuple(tail),
-        hint=find_hint(tail, name) or (outcome.message if outcome else ""),
+        hint=find_hint(tail, name) or (outcome.message if outcome else "") or last_error(tail),
     )
 
 
 def judge_prep(code: int, tail: Sequence[str]) -> ExitEvent:
     """The exit record of an attempt whose preparation failed; its last line says why."""
     name = signal_name(code)
-    last = tail[-1] if tail else "preparation failed without a word"
     return ExitEvent(
         status="failed",
         rc=code if code in PREP_CODES else DATA_FAILED,
         signal=name,
         tail=tuple(tail),
-        hint=find_hint(tail, name) or last.removeprefix("error: "),
+        hint=find_hint(tail, name) or last_error(tail) or "preparation failed without a word",
     )
 
 
@@ -128,6 +140,13 @@ def find_hint(tail: Sequence[str], name: str | None = None) -> str:
         if re.search(pattern, text):
             return hint
     return SIGNAL_HINTS.get(name or "", "")
+
+
+def last_error(tail: Sequence[str]) -> str:
+    """The last line of a log that is an error message, else its last line."""
+    errors = [line for line in tail if re.match(r"(error|\w*Error): ", line)]
+    last = (errors or tail or [""])[-1]
+    return last.removeprefix("error: ")
 
 
 def read_tail(path: Path, *, since: int = 0) -> tuple[str, ...]:

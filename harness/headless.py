@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Literal, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from harness import format as text
@@ -78,19 +78,20 @@ class EventLines:
     def __init__(self, stream: TextIO, *, output: Output) -> None:
         self._stream = stream
         # Between progress bars on the same terminal they would only be noise.
-        self._is_silent = output == "quiet" or (output == "all" and stream.isatty())
+        self._prints_result = output != "all" or not stream.isatty()
+        self._prints_events = self._prints_result and output != "quiet"
         self._result: Record | None = None
 
     def write(self, record: Record) -> None:
         """Print one record, except GPU samples."""
         if isinstance(record.event, ResultEvent):
             self._result = record
-        elif not isinstance(record.event, GpuEvent) and not self._is_silent:
+        elif self._prints_events and not isinstance(record.event, GpuEvent):
             self._print(record)
 
     def finish(self) -> None:
-        """Print the result, also when everything else is silent."""
-        if self._result is not None:
+        """Print the result."""
+        if self._result is not None and self._prints_result:
             self._print(self._result)
 
     def _print(self, record: Record) -> None:
@@ -99,7 +100,7 @@ class EventLines:
             self._stream.flush()
         except BrokenPipeError:
             discard(self._stream)
-            self._is_silent = True
+            self._prints_events = self._prints_result = False
 
 
 def discard(stream: TextIO) -> None:
@@ -165,9 +166,8 @@ class Bars:
         console = Console(file=stream, markup=False, highlight=False, emoji=False)
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             TextColumn("{task.fields[note]}", markup=False),
-            TimeElapsedColumn(),
             console=console,
         )
         self._tasks: dict[str, TaskID] = {}

@@ -7,6 +7,7 @@ last process of the run is gone.
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -54,6 +55,7 @@ def start(plan: Plan, root: DataRoot) -> RunFolder:
     except FileExistsError:
         raise RunError(f"run {plan.run_id} exists", f"Run: n attach {plan.run_id}") from None
     except OSError as error:
+        shutil.rmtree(folder.root, ignore_errors=True)
         raise _cannot_write(folder.root, error) from None
     _spawn_supervisor(folder)
     return folder
@@ -112,7 +114,7 @@ def take_run_lock(folder: RunFolder) -> int:
 
 
 def spawn_prep(folder: RunFolder, command: Sequence[str], *, lock_fds: Sequence[int]) -> Process:
-    """A preparation child: progress on its stdout, which does not block; errors in logs/prep.log."""
+    """A preparation child: progress on its stdout, non-blocking; errors in logs/prep.log."""
     with folder.log("prep").open("ab") as errors:
         process = subprocess.Popen(
             command,

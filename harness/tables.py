@@ -100,8 +100,10 @@ def board_lines(boards: Sequence[Board]) -> list[str]:
 
 
 def check_lines(checks: Sequence[Check]) -> list[str]:
-    """The doctor's findings: verdict, name, value, fix."""
-    return columns((check.verdict, check.name, check.value, check.fix) for check in checks)
+    """The doctor's findings: verdict, name, value, and below it the fix."""
+    lines = columns((check.verdict, check.name, check.value) for check in checks)
+    fixes = [[f"    → {safe(check.fix)}"] if check.fix else [] for check in checks]
+    return [line for pair in zip(lines, fixes, strict=True) for line in (pair[0], *pair[1])]
 
 
 def plan_lines(plan: Plan, root: DataRoot) -> list[str]:

@@ -201,9 +201,11 @@ def peak_memory_bytes(run: Run) -> int:
 
 def _set_up_torch(plan: Plan) -> None:
     torch.manual_seed(plan.train.seed)
-    torch.use_deterministic_algorithms(plan.train.deterministic)
-    if plan.device == "cpu":
-        # a second thread gains a fifth on these small matrices and stalls beside other processes
+    if plan.device == "cuda":
+        torch.use_deterministic_algorithms(plan.train.deterministic)
+    else:
+        # One thread gives the same bits every time; a second one gains a fifth on these small
+        # matrices and stalls as soon as other processes want the cores.
         torch.set_num_threads(1)
 
 

@@ -44,7 +44,7 @@ class Clock:
     eval_s: float = 0.0
     checkpoint_s: float = 0.0
     sync: Callable[[], None] = field(default=lambda: None)
-    _mark: float = field(default_factory=time.perf_counter)
+    _mark: float = field(default_factory=lambda: time.perf_counter())
     _is_training: bool = False
 
     def start(self) -> None:

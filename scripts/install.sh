@@ -106,7 +106,7 @@ requirements >"$venv/requirements.txt"
 (pip_install -r "$venv/requirements.txt") || { rm -f "$venv/installing"; exit 3; }
 if [ "$kind" != deps ]; then
     # setuptools is there by now, in the version of constraints.txt: no second copy for the build.
-    (pip_install --no-deps --no-build-isolation -C editable_mode=compat -e "$root") ||
+    (pip_install --quiet --no-deps --no-build-isolation -C editable_mode=compat -e "$root") ||
         { rm -f "$venv/installing"; exit 3; }
 fi
 for each in deps run test; do

@@ -3,12 +3,16 @@
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
+from nmoe import train
 from nmoe.data.prep import prepare
 from nmoe.data.sources import open_source
 from nmoe.data.tokenizer import open_tokenizer
@@ -102,6 +106,18 @@ def start_ranks(
         )
         for rank in range(world)
     ]
+
+
+def run_here(args: Sequence[str], root: Path) -> int:
+    """The trainer with one rank in this process, which has torch loaded already; its exit code."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATA_DIR", str(root))
+        try:
+            return train.main(args)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def rank_env(root: Path, *, rank: int, world: int, port: int) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -30,6 +31,18 @@ class NmoeApp(App[None]):
     TITLE = "nmoe"
     CSS_PATH = Path(__file__).with_name("app.tcss")
     ENABLE_COMMAND_PALETTE = False
+    HORIZONTAL_BREAKPOINTS = [
+        (0, "-thin"),
+        (60, "-narrow"),
+        (100, "-mid"),
+        (150, "-wide"),
+    ]
+    VERTICAL_BREAKPOINTS = [
+        (0, "-flat"),
+        (16, "-short"),
+        (30, "-high"),
+        (45, "-tall"),
+    ]
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("1", "go('run')", "run", tooltip="the run: loss, numbers, CORE, log"),
         Binding("6", "go('board')", "board", tooltip="the scoreboards, a cohort at a time"),
@@ -50,8 +63,10 @@ class NmoeApp(App[None]):
         request: Request | None = None,
         is_readonly: bool = False,
         repo_board: Path | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
+        self._clock = clock
         if any(name in os.environ for name in REMOTE):
             self.animation_level = "none"
         self.root = root
@@ -60,16 +75,17 @@ class NmoeApp(App[None]):
         self.view: RunView | None = None
         self.problem = ""
         self._feed: Feed | None = None
+        self._setup = SetupScreen(root, request or Request(), is_readonly=is_readonly)
         self._named: dict[str, Screen[None]] = {
             "run": RunScreen(),
             "board": BoardScreen(root, repo_board=repo_board),
-            "setup": SetupScreen(root, request or Request(), is_readonly=is_readonly),
+            "setup": self._setup,
         }
 
     def on_mount(self) -> None:
         self._leave_on_signals()
         for name, screen in self._named.items():
-            self.install_screen(screen, name)
+            self.install_screen(screen, name)  # pyright: ignore[reportUnknownMemberType]
         if self.run_folder is not None:
             self.attach(self.run_folder)
         else:
@@ -84,7 +100,7 @@ class NmoeApp(App[None]):
         if self._feed is not None:
             self._feed.stop()
         self.run_folder, self.view = folder, None
-        self._feed = Feed(folder, self.post_message)
+        self._feed = Feed(folder, self.post_message, clock=self._clock)
         self._feed.start()
         self.action_go("run")
 
@@ -132,7 +148,7 @@ class NmoeApp(App[None]):
         if self._base_screen is None:
             self.push_screen(target)
         elif self.screen is not target:
-            self.switch_screen(target)
+            self.switch_screen(target)  # pyright: ignore[reportUnknownMemberType]
         if name == "run":
             self.call_after_refresh(self._show_view)
 
@@ -210,6 +226,7 @@ class NmoeApp(App[None]):
     def _launched(self, outcome: Success[RunFolder] | Failure) -> None:
         if isinstance(outcome, Failure):
             self._complain(outcome)
+            self._setup.launch_failed()
             return
         self.attach(outcome.value)
 

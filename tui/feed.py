@@ -85,10 +85,16 @@ class Feed:
     """Follows one run folder in a thread of its own and posts views of it."""
 
     def __init__(
-        self, folder: RunFolder, post: Callable[[Message], object], *, fps: float = FPS
+        self,
+        folder: RunFolder,
+        post: Callable[[Message], object],
+        *,
+        fps: float = FPS,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.folder = folder
         self._post = post
+        self._clock = clock
         self._interval_s = 1 / fps
         self._stopped = threading.Event()
         self._reader: RunReader | None = None
@@ -139,7 +145,7 @@ class Feed:
         return self._interval_s if view.is_alive or not view.state.is_over else OVER_S
 
     def _look(self, state: RunState) -> RunView:
-        now = time.time()
+        now = self._clock()
         is_alive = runs.is_alive(self.folder)
         return RunView(
             state=state, status=runs.status(state, is_alive, now), is_alive=is_alive, now=now

@@ -1,4 +1,4 @@
-"""A question with a few answers, on top of whatever is shown; escape and the first one do nothing."""
+"""A question with a few answers, on top of what is shown; escape answers None."""
 
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.message import Message

@@ -41,7 +41,7 @@ def help_rows(keys: Sequence[Binding]) -> list[Row]:
         ((pad(key.key_display or key.key, _KEY_WIDTH), "accent"), (key.tooltip, "text"))
         for key in keys
     )
-    rows += [(), (("States", "strong"),)]
+    rows.extend(((), (("States", "strong"),)))
     rows.extend(
         (
             (pad(f"{sign.glyph} {sign.word}", _STATE_WIDTH), sign.role),

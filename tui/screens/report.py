@@ -38,18 +38,18 @@ def _done(state: RunState) -> list[Span]:
     wall_s = result.wall_s if result else state.wall_s
     lines: list[Span] = [
         (
-            f"Target {fmt.loss(state.target)} reached with {fmt.loss(loss)} at step"
-            f" {fmt.count(result.step if result else state.step)}:"
+            f"Target {fmt.loss(state.target)} reached: {fmt.loss(loss)} at step"
+            f" {fmt.count(result.step if result else state.step)},"
             f" {fmt.exact_seconds(train_s)} of training, {fmt.seconds(wall_s)} in all.",
             "good",
         )
     ]
-    score = state.core.score if state.core else None
-    if score is not None:
-        lines.append((f"CORE {fmt.core(score)}.", "text"))
+    score = f"CORE {fmt.core(state.core.score)}. " if state.core else ""
     if result is not None and result.rank is not None:
-        lines.append((f"Rank {result.rank} in its cohort; 6 shows the board.", "text"))
-    elif result is not None and result.reason:
+        lines.append((f"{score}Rank {result.rank} in its cohort: 6 shows the board.", "text"))
+    elif score:
+        lines.append((score, "text"))
+    if result is not None and result.rank is None and result.reason:
         lines.append((f"Not on the board: {result.reason}.", "warn"))
     return lines
 

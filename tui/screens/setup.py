@@ -20,7 +20,6 @@ from nmoe.config import Dtype, Plan
 from nmoe.paths import DataRoot
 from tui.feed import Failure, attempt
 from tui.screens import proposal
-from tui.screens.run import HORIZONTAL, VERTICAL
 from tui.widgets.numbers import Numbers
 from tui.widgets.prose import Paragraphs
 
@@ -60,6 +59,15 @@ class Launch(Message):
         self.plan = plan
 
 
+class Offered(Message):
+    """What there is to say to a request."""
+
+    def __init__(self, offer: Offer, request: Request) -> None:
+        super().__init__()
+        self.offer = offer
+        self.request = request
+
+
 def make_offer(request: Request, root: DataRoot, detection: Detection | None = None) -> Offer:
     """Detect unless that was done, resolve the plan, look for problems; never raises."""
     if detection is None:
@@ -96,10 +104,8 @@ def make_offer(request: Request, root: DataRoot, detection: Detection | None = N
 
 
 class SetupScreen(Screen[None]):
-    """Presets on the left, the plan of the marked one beside them, problems below, enter launches."""
+    """Presets, the plan of the marked one beside them, problems below; enter launches."""
 
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = HORIZONTAL
-    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = VERTICAL
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "launch", "launch", tooltip="start the run that is shown")
     ]
@@ -143,7 +149,7 @@ class SetupScreen(Screen[None]):
 
     def on_screen_resume(self) -> None:
         """Look again: a run may have ended, a disk filled up."""
-        self._is_launching = False
+        self.launch_failed()
         self._plan_again()
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
@@ -176,10 +182,10 @@ class SetupScreen(Screen[None]):
         index = self._presets.highlighted or 0
         request = replace(self._request, preset=self._names[index])
         offer = make_offer(request, self._root, self._detection)
-        if self.is_attached:
-            self.app.call_from_thread(self._show, offer, request)
+        self.post_message(Offered(offer, request))
 
-    def _show(self, offer: Offer, request: Request) -> None:
+    def on_offered(self, message: Offered) -> None:
+        offer, request = message.offer, message.request
         if request.preset != self._names[self._presets.highlighted or 0]:
             return  # another preset was marked meanwhile
         self._offer, self._detection = offer, offer.detection

@@ -245,7 +245,7 @@ def core(view: RunView) -> Core:
             name=clean(event.name),
             items=event.items,
             acc=event.acc,
-            centred=event.centered,
+            centered=event.centered,
             seconds=event.seconds,
         )
         for event in state.core_tasks

@@ -22,7 +22,7 @@ _BLANK = 0x2800
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Columns:
-    """Low, high and mean per dot column, NaN where it has no finite point; `gap` has only others."""
+    """Low, high and mean a dot column, NaN without a finite point; a `gap` has only such points."""
 
     low_C: Floats
     high_C: Floats

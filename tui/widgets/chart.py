@@ -75,7 +75,7 @@ class _View:
 
 
 def draw_chart(chart: Chart, width: int, height: int) -> list[Row]:
-    """The chart in `width` x `height` cells; the message of an empty one is centred."""
+    """The chart in `width` x `height` cells; the message of an empty one is centered."""
     finite_N = np.isfinite(chart.y_N) & np.isfinite(chart.x_N)
     if width < 12 or height < 3 or not finite_N.any():
         return _message(chart, width, height)

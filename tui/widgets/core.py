@@ -1,30 +1,30 @@
-"""The CORE table: a row a task, filling in as tasks are scored, with a bar of the centred score."""
+"""The CORE table: a row a task, filling in as tasks are scored, with a bar of each score."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness import format as fmt
-from tui.widgets.rows import Panel, Role, Row, clip_row, spread
+from tui.widgets.rows import Panel, Role, Row, clip_row, row_width, spread
 from tui.widgets.table import Column, draw_table
 
 _COLUMNS = (
     Column(title="task"),
     Column(title="items", align="right", rank=2),
     Column(title="acc", align="right", rank=1),
-    Column(title="centred", align="right"),
+    Column(title="centered", align="right"),
     Column(title="s", align="right", rank=3),
 )
-_BAR = 12
+_MIN_BAR, _MAX_BAR = 6, 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One scored task; `acc` and `centred` are fractions, `seconds` its price."""
+    """One scored task; `acc` and `centered` are fractions, `seconds` its price."""
 
     name: str
     items: int
     acc: float
-    centred: float
+    centered: float
     seconds: float
 
 
@@ -52,7 +52,6 @@ def draw_core(core: Core, width: int, height: int) -> list[Row]:
         return [(("CORE is scored once the target is reached", "dim"),)]
     num_tasks = max(0, height - 2)
     tasks = core.tasks[-num_tasks:] if num_tasks else ()
-    has_bar = width >= 52
     table = draw_table(
         _COLUMNS,
         [
@@ -60,16 +59,22 @@ def draw_core(core: Core, width: int, height: int) -> list[Row]:
                 task.name,
                 fmt.count(task.items),
                 fmt.percent(task.acc, decimals=1),
-                fmt.core(task.centred),
+                fmt.core(task.centered),
                 fmt.fixed(task.seconds, decimals=1),
             )
             for task in tasks
         ],
-        width - (_BAR + 2 if has_bar else 0),
+        width,
     )
-    if has_bar:
-        bars: list[Row] = [(), *(_bar(task.centred) for task in tasks)]
-        table = [spread(row, bar, width) for row, bar in zip(table, bars, strict=True)]
+    used = max(row_width(row) for row in table)
+    bar_width = min(_MAX_BAR, width - used - 2)
+    if bar_width >= _MIN_BAR:
+        bars: list[Row] = [(), *(_bar(task.centered, bar_width) for task in tasks)]
+        gaps = (used + 2 - row_width(row) for row in table)
+        table = [
+            (*row, (" " * gap, "text"), *bar)
+            for row, gap, bar in zip(table, gaps, bars, strict=True)
+        ]
     return [_summary(core, width), *table][:height]
 
 
@@ -77,16 +82,16 @@ def _summary(core: Core, width: int) -> Row:
     if core.score is not None:
         done: Row = (("CORE ", "strong"), (fmt.core(core.score), "good"))
         return spread(done, ((f"{len(core.tasks)} tasks", "dim"),), width)
-    mean = sum(task.centred for task in core.tasks) / len(core.tasks)
+    mean = sum(task.centered for task in core.tasks) / len(core.tasks)
     partial: Row = (("so far ", "dim"), (fmt.core(mean), "text"))
     return clip_row(
         spread(partial, ((f"{len(core.tasks)} of {core.count} tasks", "dim"),), width), width
     )
 
 
-def _bar(centred: float) -> Row:
+def _bar(centered: float, width: int) -> Row:
     """A bar from 0 to 1; nothing for a task at or below chance."""
-    frac = min(1.0, max(0.0, centred)) if centred == centred else 0.0
-    filled = round(frac * _BAR)
+    frac = min(1.0, max(0.0, centered)) if centered == centered else 0.0
+    filled = round(frac * width)
     role: Role = "line" if filled else "faint"
-    return (("━" * filled, role), ("─" * (_BAR - filled), "faint"))
+    return (("━" * filled, role), ("─" * (width - filled), "faint"))

@@ -92,11 +92,11 @@ def spread(left: Sequence[Span], right: Sequence[Span], width: int) -> Row:
 
 def join_fitting(parts: Sequence[Row], width: int, *, gap: str = "   ") -> Row:
     """As many of the parts, in order of importance, as fit side by side; at least the first."""
-    row: tuple[Span, ...] = ()
+    row: Row = ()
     for part in parts:
         if not part:
             continue
-        longer = (*row, (gap, "text"), *part) if row else tuple(part)
+        longer: Row = (*row, (gap, "text"), *part) if row else part
         if row and row_width(longer) > width:
             continue
         row = longer

@@ -1,0 +1,42 @@
+"""The options that verbs of the `n` command share, each declared once."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+DtypeName = Literal["fp32", "bf16", "fp8", "nvfp4"]
+Headless = Annotated[
+    bool,
+    typer.Option("--headless", help="Progress on stderr, event lines on stdout; no screen."),
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Only the result.")]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus", metavar="N", help="How many GPUs (default: all); ranks of a CPU preset."
+    ),
+]
+Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Most steps to take.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of weights and order.")]
+Dtype = Annotated[
+    DtypeName | None,
+    typer.Option("--dtype", help="Default: what suits the hardware."),
+]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Folder with train and val (ranked apart)."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value; repeatable."),
+]
+FakeHardware = Annotated[
+    Path | None,
+    typer.Option("--fake-hardware", metavar="FILE", help="Plan for a machine described in JSON."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show the plan and its problems; start nothing.")
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Run id, its beginning, or last.")]

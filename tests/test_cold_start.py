@@ -1,0 +1,92 @@
+"""What a fresh interpreter loads: harness and screen never torch, `n --help` hardly anything."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO_ROOT
+
+HEAVY = ("torch", "triton", "datasets", "pandas", "transformers", "safetensors")
+# Loaded by a verb that needs it, never by `n --help`.
+DEFERRED = (*HEAVY, "textual", "duckdb", "pyarrow", "numpy", "pynvml", "sqlite3", "yaml")
+
+BLOCK = f"""
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {HEAVY!r}:
+            raise ImportError(f"{{name}} is not installed")
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def modules(package: str) -> list[str]:
+    files = sorted((REPO_ROOT / package).rglob("*.py"))
+    names = [".".join(file.relative_to(REPO_ROOT).with_suffix("").parts) for file in files]
+    return [name.removesuffix(".__init__") for name in names if not name.endswith(".__main__")]
+
+
+def fresh(code: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a new interpreter, away from the checkout's folder."""
+    command = [sys.executable, "-P", "-c", code]
+    return subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=120)
+
+
+def loaded_by(imports: list[str], banned: tuple[str, ...]) -> set[str]:
+    """Which of `banned` are in sys.modules after `imports`."""
+    done = fresh(
+        f"import sys, {', '.join(imports)}\nprint(*(set({banned!r}) & sys.modules.keys()))"
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("package", ["harness", "tui"])
+def test_package_loads_no_torch_when_every_module_is_imported(package):
+    assert loaded_by(modules(package), HEAVY) == set()
+
+
+@pytest.mark.parametrize(
+    "module", ["nmoe.config", "nmoe.paths", "nmoe.events", "nmoe.flops", "nmoe.data.manifest"]
+)
+def test_shared_module_loads_no_torch(module):
+    assert loaded_by([module], HEAVY) == set()
+
+
+def test_cli_loads_only_what_help_needs():
+    assert loaded_by(["harness.cli"], DEFERRED) == set()
+
+
+def test_help_works_when_torch_cannot_be_imported():
+    done = fresh(
+        f"{BLOCK}\nimport runpy\nsys.argv = ['n', '--help']\n"
+        "runpy.run_module('harness.cli', run_name='__main__', alter_sys=True)"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "speedrun" in done.stdout
+
+
+def test_block_refuses_torch():
+    assert "torch is not installed" in fresh(f"{BLOCK}\nimport torch").stderr
+
+
+def test_help_takes_under_three_tenths_of_a_second_of_processor():
+    """User and system time of the best of five: what a quiet machine would show on the clock."""
+    seconds = min(processor_time([str(REPO_ROOT / "n"), "--help"]) for _ in range(5))
+    assert seconds < 0.3
+
+
+def processor_time(command: list[str]) -> float:
+    if not (REPO_ROOT / ".venv" / "installed-run").exists():
+        pytest.skip("./n has not installed .venv in this checkout, so its start would include that")
+    with Path(os.devnull).open("w") as quiet:
+        child = subprocess.Popen(command, stdout=quiet, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0
+    return usage.ru_utime + usage.ru_stime
