@@ -2,7 +2,7 @@
 
 BIN := .venv/bin
 
-.PHONY: check fix test test-gpu soak snap bench image install
+.PHONY: check fix test test-gpu soak bench image install
 
 check: install ## everything a change must pass
 	$(BIN)/ruff format --check .
@@ -23,9 +23,6 @@ test-gpu: ## the tests that need a GPU, and only those
 
 soak: ## fuzz, load, whole-suite renders: hours
 	./n test -m soak
-
-snap: ## redraw the recorded screens after a change that was meant
-	./n test tests/tui --redraw
 
 bench: install
 	$(BIN)/pytest bench --benchmark-enable

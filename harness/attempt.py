@@ -1,6 +1,7 @@
 """One attempt of a run as its supervisor holds it: log, state, snapshot, the request to stop."""
 
 import json
+import math
 import os
 import signal
 import sys
@@ -13,7 +14,8 @@ from harness import exits, launch, runs
 from harness.errors import MachineError
 from harness.exits import Stop
 from nmoe.config import Plan
-from nmoe.events import AlertEvent, Event, EventLog, Level, StopRequestEvent
+from nmoe.event_log import EventLog
+from nmoe.events import AlertEvent, Event, Level, StopRequestEvent
 from nmoe.paths import DataRoot, RunFolder, write_atomic
 
 SNAPSHOT_EVERY_S = 1.0
@@ -62,7 +64,7 @@ class Attempt:
         except OSError as error:
             # What was cut off is closed by the next one to open the file.
             self._log = None
-            sys.stderr.write(f"cannot write a {event.kind} event: {error}\n")
+            sys.stderr.write(f"cannot write the event {event.kind}: {error}\n")
             return False
         return True
 
@@ -89,8 +91,8 @@ class Attempt:
             phase=state.phase,
             step=state.step,
             tokens=state.tokens,
-            loss=state.loss,
-            val=state.val.loss if state.val else None,
+            loss=_finite(state.loss),
+            val=_finite(state.val.loss if state.val else None),
             best_val=state.best_val,
             train_s=state.train_s,
             pid=os.getpid(),
@@ -99,7 +101,7 @@ class Attempt:
             heartbeat=now,
         )
         try:
-            write_atomic(self.folder.state, json.dumps(asdict(snapshot)) + "\n")
+            write_atomic(self.folder.state, json.dumps(asdict(snapshot), allow_nan=False) + "\n")
         except OSError as error:
             sys.stderr.write(f"cannot write {self.folder.state}: {error}\n")
 
@@ -129,6 +131,11 @@ def _who_asked(folder: RunFolder) -> str:
         return str(raw["by"])
     except (OSError, ValueError, LookupError, TypeError):
         return "unknown"
+
+
+def _finite(value: float | None) -> float | None:
+    """The value, or None for one that JSON cannot say."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _pid_start() -> int:

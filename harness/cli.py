@@ -14,7 +14,7 @@ import traceback
 from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -363,8 +363,8 @@ def _say(*lines: str) -> None:
 
 def main() -> NoReturn:
     """Run a verb; errors become one line and an exit code."""
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    # A character that the locale lacks is no error.
+    cast(TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
     try:
         app(prog_name="n")
     except HarnessError as error:

@@ -14,6 +14,8 @@ def describe(event: ev.Event) -> str | None:
             return None
         case ev.PrepEvent():
             return f"prepared {event.job}" if event.done >= event.total else None
+        case ev.PhaseEvent(phase="training" | "validating", note=""):
+            return None  # back and forth at every validation, which has a line of its own
         case ev.AlertEvent():
             return f"{event.level}: {event.message}"
         case _:

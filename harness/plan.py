@@ -3,6 +3,7 @@
 What was named is never replaced: a preset, dtype or GPU count that cannot be had is refused.
 """
 
+import difflib
 import hashlib
 import importlib.metadata
 import platform
@@ -21,7 +22,6 @@ from nmoe.config import (
     Hardware,
     Plan,
     config_digest,
-    nearest,
     read_config,
     with_train,
 )
@@ -143,7 +143,9 @@ def _choose(preset: str | None, detection: Detection, gpus: int | None) -> _Choi
     if preset.endswith(".toml"):
         return _Choice(path=Path(preset), command=f"n train {preset}", reason="named")
     if preset not in preset_names():
-        raise UsageError(f"unknown preset {preset!r}", nearest(preset, preset_names()).strip())
+        close = difflib.get_close_matches(preset, preset_names(), n=1)
+        fix = f'Did you mean "{close[0]}"?' if close else f"Known: {', '.join(preset_names())}."
+        raise UsageError(f"unknown preset {preset!r}", fix)
     path = PRESETS / f"{preset}.toml"
     return _Choice(path=path, command=f"n speedrun {preset}", reason="named")
 

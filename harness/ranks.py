@@ -12,7 +12,8 @@ from harness.attempt import Attempt, Stopped
 from harness.errors import RunError
 from harness.exits import Failure
 from harness.launch import Rank
-from nmoe.events import EventLog, ExitEvent, LaunchEvent, PhaseEvent, StopRequestEvent
+from nmoe.event_log import EventLog
+from nmoe.events import ExitEvent, LaunchEvent, PhaseEvent, StopRequestEvent
 
 POLL_S = 0.1
 SAMPLE_EVERY_S = 1.0
@@ -24,8 +25,9 @@ def train(attempt: Attempt, command: Sequence[str]) -> ExitEvent:
     if attempt.stop:
         raise Stopped
     attempt.say(PhaseEvent(phase="launching"))
-    with _gpus(attempt), _ranks(attempt, command) as ranks:
+    with own_gpus(attempt), _ranks(attempt, command) as ranks:
         failure, was_forced = Watch(attempt, ranks).to_the_end()
+    attempt.tick()  # ranks may honour a request before it was seen here
     attempt.reader.read()
     shown = ranks[failure.rank if failure else 0]
     return exits.judge(
@@ -67,7 +69,7 @@ def _ranks(attempt: Attempt, command: Sequence[str]) -> Generator[list[Rank]]:
 
 
 @contextmanager
-def _gpus(attempt: Attempt) -> Generator[None]:
+def own_gpus(attempt: Attempt) -> Generator[None]:
     """The GPUs of the plan, ours alone and sampled; nothing on a CPU run."""
     if attempt.plan.device == "cpu":
         yield
@@ -82,6 +84,8 @@ def _gpus(attempt: Attempt) -> Generator[None]:
     try:
         yield
     finally:
+        if not sampling.is_alive():
+            attempt.alert("gpu-samples", "sampling of GPUs ended early; see logs/supervisor.log")
         over.set()
         sampling.join(timeout=attempt.patience.peers_s)
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 
 from nmoe import dist
-from nmoe.config import build
 from nmoe.paths import file_digest, fsync_dir, write_atomic
+from nmoe.schema import build
 
 FORMAT = 1
 Kind = Literal["step", "target"]

@@ -1,28 +1,20 @@
 """Frozen configuration: sections, Config (a TOML file), Plan (its full resolution for one run)."""
 
-import difflib
 import hashlib
 import json
 import tomllib
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
+
+from nmoe.schema import ConfigError, build
 
 Dtype = Literal["fp32", "bf16", "fp8", "nvfp4"]
 Impl = Literal["reference", "triton"]
 Device = Literal["cpu", "cuda"]
 AttentionName = Literal["sdpa", "mla", "swa", "nsa", "dsa", "kda"]
 Activation = Literal["swiglu", "relu_squared", "squared_reglu"]
-
-
-T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,12 +276,14 @@ def read_plan(path: Path) -> Plan:
 
 
 def config_digest(config: Config) -> str:
-    """sha256 over what decides the result; steps, logging and paths are left out."""
+    """sha256 over the recipe: seed, steps, micro-batches, logging and paths are left out."""
     sections = {
         f.name: asdict(getattr(config, f.name)) for f in fields(Config) if f.name != "preset"
     }
     del sections["log"], sections["checkpoint"]
-    del sections["train"]["steps"], sections["data"]["data_path"]
+    for name in ("seed", "steps", "micro_batch"):
+        del sections["train"][name]
+    del sections["data"]["data_path"]
     text = json.dumps(sections, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -299,47 +293,16 @@ def with_train(config: Config, **changes: Any) -> Config:
     return replace(config, train=replace(config.train, **changes))
 
 
-def build(cls: type[T], raw: object, *, where: str, section: str = "") -> T:
-    """A frozen dataclass from a mapping, checking every key and type; ConfigError names both."""
-    place = f"in [{section}]" if section else "at the top level"
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where}: got {_typename(raw)} {place}, expected a table")
-    hints = typing.get_type_hints(cls)
-    known = [f for f in fields(cls) if f.init]  # pyright: ignore[reportArgumentType]
-    names = [f.name for f in known]
-    for key in raw:
-        if key not in names:
-            kind = "section" if isinstance(raw[key], Mapping) else "key"
-            raise ConfigError(f'{where}: unknown {kind} "{key}" {place}.{nearest(str(key), names)}')
-    values: dict[str, Any] = {}
-    for item in known:
-        label = f"{section}.{item.name}" if section else item.name
-        if item.name in raw:
-            values[item.name] = _convert(hints[item.name], raw[item.name], where=where, label=label)
-        elif item.default is MISSING and item.default_factory is MISSING:
-            kind = "section" if is_dataclass(hints[item.name]) else "key"
-            raise ConfigError(f'{where}: missing {kind} "{label}"')
-    try:
-        return cls(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}" if not section else str(error)) from None
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A ` Did you mean "…"?` for the closest known name, or the list of all when none is close."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f' Did you mean "{close[0]}"?'
-    return f" Known: {', '.join(known)}."
-
-
 def check(config: Config) -> None:
     """Refuse values that contradict each other; raises ConfigError."""
     model, experts, train = config.model, config.experts, config.train
     rules = (
-        (model.dim % model.num_heads == 0, "[model] dim must be a multiple of num_heads"),
+        (
+            min(model.dim, model.num_layers, model.num_heads) > 0,
+            "[model] dim, num_layers and num_heads must be positive",
+        ),
+        (model.dim % max(1, model.num_heads) == 0, "[model] dim must be a multiple of num_heads"),
         ((model.dim // max(1, model.num_heads)) % 2 == 0, "[model] head size must be even"),
-        (model.dim > 0 and model.num_layers > 0, "[model] dim and num_layers must be positive"),
         (
             experts.num_experts == 0 or 0 < experts.top_k <= experts.num_experts,
             "[experts] top_k must be between 1 and num_experts",
@@ -384,50 +347,3 @@ def _parse_value(text: str) -> Any:
         return float(text)  # TOML refuses forms such as 1E4 with a bare point: .5, 5.
     except ValueError:
         return text
-
-
-def _convert(hint: Any, value: Any, *, where: str, label: str) -> Any:
-    if is_dataclass(hint):
-        return build(typing.cast(type, hint), value, where=where, section=label)
-    choices = _choices(hint)
-    if choices is not None:
-        if value in choices:
-            return value
-        names = [str(choice) for choice in choices]
-        raise ConfigError(f"{where}: {label}: got {value!r}.{nearest(str(value), names)}")
-    for option in _options(hint):
-        if _fits(option, value):
-            return float(value) if option is float else value
-        if option is int and isinstance(value, float) and value.is_integer():
-            return int(value)
-    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in _options(hint))
-    raise ConfigError(f"{where}: {label}: got {_typename(value)} {value!r}, expected {wanted}")
-
-
-def _choices(hint: Any) -> tuple[Any, ...] | None:
-    if typing.get_origin(hint) is Literal:
-        return typing.get_args(hint)
-    options = _options(hint)
-    if len(options) > 1 and all(typing.get_origin(option) is Literal for option in options):
-        return tuple(choice for option in options for choice in typing.get_args(option))
-    return None
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return typing.get_args(hint)
-    return (hint,)
-
-
-def _fits(option: Any, value: Any) -> bool:
-    if option is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if option is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if typing.get_origin(option) is dict:
-        return isinstance(value, Mapping)
-    return isinstance(value, option)
-
-
-def _typename(value: object) -> str:
-    return type(value).__name__

@@ -12,13 +12,13 @@ from torch import Tensor
 from nmoe.checkpoint import Saved
 from nmoe.config import Plan
 from nmoe.eval.core import CoreResult, TaskScore
+from nmoe.event_log import EventLog
 from nmoe.events import (
     AlertEvent,
     CheckpointEvent,
     CoreEvent,
     CoreTaskEvent,
     Event,
-    EventLog,
     Level,
     OutcomeEvent,
     PhaseEvent,
@@ -255,7 +255,7 @@ def _spoken(event: Event) -> str:
             return f"{event.level}: {event.message}"
         case OutcomeEvent():
             return f"{event.status} at step {event.step} after {event.train_s:.1f} s of training"
-        case PhaseEvent():
+        case PhaseEvent(note=note) if note:
             return f"phase {event.phase} {event.note}".rstrip()
         case _:
             return ""

@@ -12,8 +12,18 @@ from pathlib import Path
 import torch
 
 from nmoe import dist
-from nmoe.config import Config, ConfigError, Digests, Hardware, Plan, config_digest, read_config
-from nmoe.events import EventLog, ExitEvent, OutcomeEvent, read_events
+from nmoe.config import (
+    Config,
+    ConfigError,
+    Device,
+    Digests,
+    Hardware,
+    Plan,
+    config_digest,
+    read_config,
+)
+from nmoe.event_log import EventLog, read_events
+from nmoe.events import ExitEvent, OutcomeEvent
 from nmoe.paths import (
     CONSTRAINTS,
     RunFolder,
@@ -32,18 +42,24 @@ def make_plan(path: Path, *, overrides: Sequence[str], world: dist.World) -> Pla
             f'{path.name}: train.dtype: got "auto", expected a dtype. The trainer alone does not'
             " choose: add --set train.dtype=bf16, or start it with n speedrun."
         )
-    has_gpu = torch.cuda.is_available()
+    # the same rule as everywhere: kernels mean the GPU, the reference means the CPU
+    device: Device = "cuda" if config.model.impl == "triton" else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f'{path.name}: model.impl = "triton" needs a GPU and torch sees none. Mend the driver,'
+            " or add --set model.impl=reference for the CPU."
+        )
     code = code_version()
     return Plan(
         **{item.name: getattr(config, item.name) for item in fields(Config)},
         run_id=dist.broadcast(new_run_id(config.preset)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         world=world.size,
-        device="cuda" if has_gpu else "cpu",
+        device=device,
         dtype=config.train.dtype,
         dtype_reason="named in the configuration",
         choice=f"{path.name}, trainer alone",
-        hardware=_hardware(has_gpu=has_gpu),
+        hardware=_hardware(device),
         digests=Digests(
             config=config_digest(config),
             constraints=file_digest(CONSTRAINTS) if CONSTRAINTS.exists() else None,
@@ -85,9 +101,9 @@ def record_exit(folder: RunFolder, *, rc: int, attempt: int) -> None:
         write_atomic(folder.result, json.dumps(result, indent=1) + "\n")
 
 
-def _hardware(*, has_gpu: bool) -> Hardware:
+def _hardware(device: Device) -> Hardware:
     cores = len(os.sched_getaffinity(0))
-    if not has_gpu:
+    if device == "cpu":
         return Hardware(cores=cores)
     properties = torch.cuda.get_device_properties(0)
     return Hardware(

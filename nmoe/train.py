@@ -58,7 +58,7 @@ def fit(run: Run) -> bool:
     Raises Stopped after a request to stop, Diverged when training cannot recover.
     """
     plan = run.plan
-    run.report.event(PhaseEvent(phase="training"))
+    run.report.event(PhaseEvent(phase="training", note=f"from step {run.step}"))
     run.clock.start()
     run.meter.restart(train_s=run.clock.train_s)
     while run.step < plan.train.steps:

@@ -35,7 +35,7 @@ HELP
             exit 0
             ;;
         --bin)
-            [ $# -gt 1 ] || { echo "bootstrap: --bin needs a folder" >&2; exit 2; }
+            [ $# -gt 1 ] || { echo "bootstrap: --bin needs a folder. Run: scripts/bootstrap.sh --help" >&2; exit 2; }
             bin=$2
             shift 2
             ;;

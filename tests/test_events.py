@@ -10,19 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nmoe.event_log import EventLog, read_events
 from nmoe.events import (
     KINDS,
     AlertEvent,
     Event,
     EventError,
-    EventLog,
     PrepEvent,
     Record,
     RouterEvent,
     StepEvent,
     decode,
     encode,
-    read_events,
 )
 
 EXAMPLE_VALUES: dict[str, Any] = {"int": 3, "float": 0.5, "str": "[/bold] é ", "bool": True}

@@ -49,9 +49,7 @@ def test_parameters_equal_those_of_the_model(tmp_path: Path, overrides: list[str
 
 
 @pytest.mark.parametrize("overrides", VARIANTS[:3], ids=str)
-def test_flops_equal_those_of_the_matrix_products_run(
-    tmp_path: Path, overrides: list[str]
-) -> None:
+def test_flops_equal_those_of_the_matrix_products_run(tmp_path: Path, overrides: list[str]) -> None:
     """Counts 2 x weight elements x rows for every linear map, and adds attention by formula."""
     model, config = build(tiny.write_config(tmp_path), overrides)
     expected = 0

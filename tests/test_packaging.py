@@ -178,7 +178,6 @@ def test_launcher_passes_on_the_exit_code(installed: Clone):
 def test_launcher_runs_the_tests_when_asked(installed: Clone):
     """`n test` hands its arguments to pytest, in the folder of the project."""
     shutil.copy(installed.stamp, installed.root / ".venv" / "installed-test")
-    done = installed.run("./n", "test", "--version", cwd=Path("/"), env={"PYTHONPATH": ""})
     done = installed.run(installed.root / "n", "test", "--version", cwd=Path("/"))
     assert done.returncode == 0, done.stderr
     assert "pytest" in done.stdout + done.stderr
@@ -332,7 +331,7 @@ def test_bootstrap_warns_when_no_gpu_is_supported(host, tmp_path):
 def test_bootstrap_explains_its_arguments(host, args, code):
     done = host(*args)
     assert done.returncode == code
-    assert "--bin" in done.stdout + done.stderr
+    assert "scripts/bootstrap.sh" in done.stdout + done.stderr
 
 
 # --------------------------------------------------------------------------------------- image

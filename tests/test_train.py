@@ -286,7 +286,7 @@ def test_train_announces_every_new_epoch(root: Path) -> None:
         (["train.stepz=3"], 'unknown key "stepz" in [train]. Did you mean "steps"?'),
         (["train.dtype=auto"], "--set train.dtype=bf16"),
         (["train.dtype=fp8"], "fp8 experts are not built yet"),
-        (["model.impl=triton"], "no route kernel is built"),
+        (["model.impl=triton"], "torch sees none"),
         (["attention.attn=mla"], "attention 'mla' is not built yet"),
         (["train.micro_batch=3"], "Change micro_batch"),
     ],

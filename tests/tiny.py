@@ -16,7 +16,8 @@ from nmoe import train
 from nmoe.data.prep import prepare
 from nmoe.data.sources import open_source
 from nmoe.data.tokenizer import open_tokenizer
-from nmoe.events import Event, Record, read_events
+from nmoe.event_log import read_events
+from nmoe.events import Event, Record
 from nmoe.paths import REPO_ROOT, DataRoot, RunFolder
 
 CONFIG = """
@@ -64,7 +65,9 @@ cap = 10
 [target]
 target_loss = 0.01
 """
-WORDS = "def return self value index for in range if else not none list of tokens ( ) : = + , .".split()
+VOCABULARY = (
+    "def return self value index for in range if else not none list of tokens ( ) : = + , ."
+)
 
 
 def write_config(folder: Path, text: str = CONFIG) -> Path:
@@ -78,7 +81,7 @@ def write_data(root: Path, name: str = "tiny") -> None:
     """Training and validation text of a few thousand words drawn from a small vocabulary."""
     for split, words in (("train", 6000), ("val", 1200)):
         rng = random.Random(split)
-        text = " ".join(rng.choices(WORDS, k=words))
+        text = " ".join(rng.choices(VOCABULARY.split(), k=words))
         source = root / f"{name}-{split}.txt"
         source.parent.mkdir(parents=True, exist_ok=True)
         source.write_text(text)

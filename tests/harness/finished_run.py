@@ -6,11 +6,11 @@ from typing import Any
 
 from nmoe.config import Config, Digests, Hardware, Plan, config_digest, read_config
 from nmoe.data.manifest import Manifest, Shard, write_manifest
+from nmoe.event_log import EventLog
 from nmoe.events import (
     CoreEvent,
     CoreTaskEvent,
     Event,
-    EventLog,
     OutcomeEvent,
     PhaseEvent,
     StepEvent,

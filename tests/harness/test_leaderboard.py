@@ -19,15 +19,8 @@ from harness import leaderboard, score
 from harness.errors import BoardError, RunError
 from harness.leaderboard import Board, Entry
 from nmoe.config import Hardware, Plan, read_config
-from nmoe.events import (
-    CoreEvent,
-    CoreTaskEvent,
-    EventLog,
-    OutcomeEvent,
-    PhaseEvent,
-    StepEvent,
-    ValEvent,
-)
+from nmoe.event_log import EventLog
+from nmoe.events import CoreEvent, CoreTaskEvent, OutcomeEvent, PhaseEvent, StepEvent, ValEvent
 from nmoe.paths import REPO_ROOT, DataRoot
 from tests.harness.finished_run import RUN_ID, events_of, make_plan, write_dataset, write_run
 

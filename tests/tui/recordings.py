@@ -274,7 +274,14 @@ def with_gpus(root: DataRoot, run_id: str = RUN_ID) -> RunFolder:
     plan = make_plan(run_id)
     gpu = Hardware(gpu="B200", num_gpus=8, capability="10.0", memory_bytes=180 << 30, cores=96)
     recording.folder.plan.write_text(
-        replace(plan, hardware=gpu, world=8, device="cuda", dtype="bf16").to_json()
+        replace(
+            plan,
+            train=replace(plan.train, micro_batch=1),
+            hardware=gpu,
+            world=8,
+            device="cuda",
+            dtype="bf16",
+        ).to_json()
     )
     prepare(recording)
     recording.train(*steps(400), seconds=0.1)

@@ -35,9 +35,12 @@ class Ask(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Container(id="ask"):
             yield Paragraphs(((clean(self._question), "strong"),), id="question")
-            yield OptionList(
+            options = OptionList(
                 *(Option(Content(choice.text), id=choice.answer) for choice in self._choices)
             )
+            # A list of automatic height cannot be measured in a terminal of one column.
+            options.styles.height = len(self._choices)
+            yield options
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         self.dismiss(event.option_id)

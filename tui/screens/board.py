@@ -14,6 +14,7 @@ from harness import leaderboard
 from harness.leaderboard import PUBLISHED_MARK, REPO_BOARD, Board, Published, Standing
 from nmoe.paths import DataRoot
 from tui.feed import Failure, Success, attempt
+from tui.widgets.prose import Prose
 from tui.widgets.rows import Panel, Role, Row, clean, clip
 from tui.widgets.table import Column, draw_table
 
@@ -75,6 +76,7 @@ class BoardScreen(Screen[None]):
         self._boards = Boards((), classes="tall")
 
     def compose(self) -> ComposeResult:
+        yield Prose((((" board: needs 60 x 16 cells", "dim"),),), id="small")
         with VerticalScroll(id="boards") as scroll:
             scroll.border_title = "scoreboards"
             yield self._boards

@@ -95,7 +95,7 @@ def problems(found: Sequence[Problem], *, is_ready: bool) -> tuple[Span, ...]:
         role: Role = "bad" if problem.is_blocking else "warn"
         lines.append((f"{glyph} {problem.what}", role))
         if problem.fix:
-            lines.append((f"  {problem.fix}", "text"))
+            lines.append((f"→ {problem.fix}", "text"))
     if is_ready:
         lines.append(("✔ ready: enter launches", "good"))
     return tuple(lines)

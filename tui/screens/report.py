@@ -6,7 +6,6 @@ from tui.feed import RunView
 from tui.widgets.rows import Role, Span
 
 _TAIL_LINES = 3
-_RESUMABLE = ("interrupted", "failed", "stalled")
 
 
 def report(view: RunView) -> tuple[Span, ...]:
@@ -20,14 +19,19 @@ def report(view: RunView) -> tuple[Span, ...]:
         case "failed" | "diverged":
             lines = _failed(view)
         case "interrupted":
-            lines = _interrupted(state)
+            lines = [*_interrupted(state), *_resume(view)]
         case "stalled":
             lines = _stalled(view)
         case _:
             lines = _alert(state)
-    if view.status in _RESUMABLE and not view.is_alive:
-        lines.append((f"Go on: n resume {state.run_id}", "accent"))
     return tuple(lines)
+
+
+def _resume(view: RunView) -> list[Span]:
+    """The command that goes on with a run that is over."""
+    if view.is_alive:
+        return []
+    return [(f"Go on: n resume {view.state.run_id}", "accent")]
 
 
 def _done(state: RunState) -> list[Span]:
@@ -77,6 +81,8 @@ def _failed(view: RunView) -> list[Span]:
     lines.append((f"{who} {how} after step {fmt.count(state.step)}.", "bad"))
     if end.hint:
         lines.append((end.hint, "accent"))
+    if view.status == "failed":
+        lines += _resume(view)
     lines.extend((line, "dim") for line in end.tail[-_TAIL_LINES:])
     lines.append((f"Everything it said: {state.run_id}/logs", "text"))
     return lines

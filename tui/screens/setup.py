@@ -21,7 +21,7 @@ from nmoe.paths import DataRoot
 from tui.feed import Failure, attempt
 from tui.screens import proposal
 from tui.widgets.numbers import Numbers
-from tui.widgets.prose import Paragraphs
+from tui.widgets.prose import Paragraphs, Prose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,12 +103,16 @@ def make_offer(request: Request, root: DataRoot, detection: Detection | None = N
     return Offer(detection=found, plan=chosen, problems=checked.value)
 
 
-class SetupScreen(Screen[None]):
-    """Presets, the plan of the marked one beside them, problems below; enter launches."""
+class Presets(OptionList):
+    """The list of presets; enter on one launches what is shown for it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "launch", "launch", tooltip="start the run that is shown")
+        Binding("enter", "select", "launch", tooltip="start the run that is shown")
     ]
+
+
+class SetupScreen(Screen[None]):
+    """Presets, the plan of the marked one beside them, problems below; enter launches."""
 
     def __init__(self, root: DataRoot, request: Request, *, is_readonly: bool = False) -> None:
         super().__init__()
@@ -123,7 +127,7 @@ class SetupScreen(Screen[None]):
         self._plan = Numbers((), id="plan")
         self._why = Paragraphs((), id="why")
         self._problems = Paragraphs((), id="problems")
-        self._presets = OptionList(
+        self._presets = Presets(
             *(Option(Content(name or "what suits this machine")) for name in self._names),
             id="presets",
         )
@@ -132,6 +136,9 @@ class SetupScreen(Screen[None]):
         self._machine.border_title = "this machine"
         self._presets.border_title = "preset"
         self._problems.border_title = "before the start"
+        # A list of automatic height cannot be measured in a terminal of one column.
+        self._presets.styles.height = len(self._names) + 2
+        yield Prose((((" start: needs 60 x 16 cells", "dim"),),), id="small")
         yield self._machine
         with Container(id="choose"):
             yield self._presets
@@ -156,9 +163,9 @@ class SetupScreen(Screen[None]):
         self._plan_again()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        self.action_launch()
+        self._launch()
 
-    def action_launch(self) -> None:
+    def _launch(self) -> None:
         """Launch what is shown, once, unless something stands in the way."""
         offer = self._offer
         if self._is_readonly:

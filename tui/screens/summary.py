@@ -22,7 +22,7 @@ _MIN_VALS = 3
 _BEFORE_STEPS = ("idle", "checking", "preparing", "launching", "compiling")
 _WAITING = {
     "checking": "checking machine and files",
-    "preparing": "preparing; what is done stays done, whatever happens to this screen",
+    "preparing": "what is prepared stays so, whatever happens to this screen",
     "launching": "starting the ranks",
     "compiling": "building and warming up; the clock does not run yet",
     "training": "waiting for the first step",
@@ -65,7 +65,7 @@ def _note(view: RunView) -> str:
         return f"no word for {fmt.age(view.now - state.progressed)}"
     if view.status == "stopping":
         return "a checkpoint comes first"
-    return state.phase_note if view.is_alive else ""
+    return state.phase_note if view.is_alive and state.losses.length else ""
 
 
 def _waited(view: RunView) -> str:
@@ -79,7 +79,7 @@ def _progress(view: RunView) -> list[Row]:
     """Parts of the second row, most important first."""
     state = view.state
     if not state.losses.length:
-        return []
+        return _preparation(view)
     last = state.val.loss if state.val else None
     has_passed = last is not None and state.target is not None and last <= state.target
     parts: list[Row] = [
@@ -99,6 +99,18 @@ def _progress(view: RunView) -> list[Row]:
     parts.append(((fmt.rate(state.tok_s), "text"),))
     parts.append((("tokens ", "dim"), (fmt.tokens(state.tokens), "text")))
     return parts
+
+
+def _preparation(view: RunView) -> list[Row]:
+    """The job that is not done yet, or what is waited for."""
+    if not view.is_alive:
+        return []
+    for job in reversed(view.state.prep):
+        if view.status == "preparing" and job.done < job.total:
+            done = fmt.percent(job.done / job.total)
+            return [((f"{clean(job.job)} ", "dim"), (done, "strong"))]
+    waiting = _WAITING.get(view.status, "")
+    return [((waiting, "dim"),)] if waiting else []
 
 
 def _forecast(state: RunState) -> list[Row]:

@@ -22,7 +22,9 @@ from tui.widgets.rows import Panel, Role, Row, pad
 MARK = "◆"
 _TARGET_LINE = "╌"
 _MARK_GAP = 3  # cells between two marks, so that they do not hide the curve
-_HEAD_QUANTILE = 0.93  # the first steps fall so fast that drawing them whole flattens the rest
+# The first steps may fall so fast that drawing them whole flattens the rest: when all but the
+# highest columns need less than this share of the height, those leave the chart at the top.
+_HEAD_QUANTILE, _HEAD_SHARE = 0.93, 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +82,10 @@ def draw_chart(chart: Chart, width: int, height: int) -> list[Row]:
     if width < 12 or height < 3 or not finite_N.any():
         return _message(chart, width, height)
     footer = 2 if height >= 9 else 1
-    stop = float(np.nanmax(chart.x_N[finite_N]))
+    stop = float(np.max([*chart.x_N[finite_N][-1:], *chart.mark_x_N[-1:]]))
     start = min(0.0, stop - 1)
     columns = bucket(chart.x_N, chart.y_N, start=start, stop=stop, num=width * DOTS_X)
-    bottom, top = _y_range(columns, chart.target)
+    bottom, top = _y_range(chart, columns)
     ticks = y_ticks(bottom, top, (height - footer) // 3 + 1)
     labels = [*ticks, *([chart.target] if chart.target is not None else [])]
     decimals = _decimals(ticks)
@@ -119,13 +121,17 @@ def _decimals(ticks: list[float]) -> int:
     return min(8, max(1, digits + (1 if needs_more else 0)))
 
 
-def _y_range(columns: Columns, target: float | None) -> tuple[float, float]:
+def _y_range(chart: Chart, columns: Columns) -> tuple[float, float]:
+    """Lowest and highest value to draw, with a margin; a steep first fall may leave at the top."""
     highs = columns.high_C[np.isfinite(columns.high_C)]
-    lows = columns.low_C[np.isfinite(columns.low_C)]
-    top = float(np.quantile(highs, _HEAD_QUANTILE)) if len(highs) > 30 else float(highs.max())
-    bottom = float(lows.min())
-    if target is not None and math.isfinite(target):
-        bottom, top = min(bottom, target), max(top, target)
+    others = [*chart.mark_y_N.tolist(), *([] if chart.target is None else [chart.target])]
+    others = [value for value in others if math.isfinite(value)]
+    bottom = min([float(np.nanmin(columns.low_C)), *others])
+    top, calm_top = float(highs.max()), float(np.quantile(highs, _HEAD_QUANTILE))
+    if calm_top - bottom < _HEAD_SHARE * (top - bottom):
+        top = calm_top
+    if chart.target is not None and math.isfinite(chart.target):
+        top = max(top, chart.target)
     span = top - bottom
     if span <= abs(top) * 1e-9:
         span = max(abs(top) * 0.1, 1e-6)

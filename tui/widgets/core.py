@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 from harness import format as fmt
 from tui.widgets.rows import Panel, Role, Row, clip_row, row_width, spread
@@ -69,12 +70,9 @@ def draw_core(core: Core, width: int, height: int) -> list[Row]:
     used = max(row_width(row) for row in table)
     bar_width = min(_MAX_BAR, width - used - 2)
     if bar_width >= _MIN_BAR:
-        bars: list[Row] = [(), *(_bar(task.centered, bar_width) for task in tasks)]
-        gaps = (used + 2 - row_width(row) for row in table)
-        table = [
-            (*row, (" " * gap, "text"), *bar)
-            for row, gap, bar in zip(table, gaps, bars, strict=True)
-        ]
+        header, *records = table
+        bars = [_bar(task.centered, bar_width) for task in tasks]
+        table = [header, *map(_beside, records, bars, repeat(used + 2))]
     return [_summary(core, width), *table][:height]
 
 
@@ -87,6 +85,11 @@ def _summary(core: Core, width: int) -> Row:
     return clip_row(
         spread(partial, ((f"{len(core.tasks)} of {core.count} tasks", "dim"),), width), width
     )
+
+
+def _beside(row: Row, bar: Row, column: int) -> Row:
+    """The bar behind the row, beginning at `column`."""
+    return (*row, (" " * (column - row_width(row)), "text"), *bar)
 
 
 def _bar(centered: float, width: int) -> Row:

@@ -8,6 +8,7 @@ from rich.cells import cell_len
 from tui.widgets.rows import Panel, Role, Row, pad
 
 _COLUMN_GAP = 3
+_MAX_VALUE = 24  # a value further from its label would not be found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ def draw_numbers(numbers: Sequence[Number], width: int, height: int) -> list[Row
     cell_width = label_width + 1 + value_width
     num_columns = max(1, (width + _COLUMN_GAP) // (cell_width + _COLUMN_GAP))
     if num_columns == 1:
-        value_width = max(0, width - label_width - 1)
+        value_width = max(0, min(_MAX_VALUE, width - label_width - 1))
     rows: list[Row] = []
     for start in range(0, len(numbers), num_columns):
         row: list[tuple[str, Role]] = []

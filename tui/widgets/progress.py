@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.cells import cell_len
+
 from harness import format as fmt
 from tui.widgets.rows import Panel, Role, Row, clean, clip_row, pad
 
 _PARTS = "▏▎▍▌▋▊▉█"
+_MAX_BAR = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +50,14 @@ def draw_progress(progress: Progress, width: int, height: int) -> list[Row]:
             rows.append(())
     room = height - len(rows)
     jobs = progress.jobs[-room:] if room > 0 else ()
-    name_width = min(max([len(clean(job.name)) for job in jobs], default=0), max(8, width // 3))
-    rows.extend(_job(job, width, name_width) for job in jobs)
+    longest = max([cell_len(clean(job.name)) for job in jobs], default=0)
+    name_width = min(longest, max(8, width // 3))
+    tails = [_tail(job) for job in jobs]
+    bar_width = width - name_width - 3 - max([cell_len(tail) for tail in tails], default=0)
+    bar_width = max(4, min(_MAX_BAR, bar_width))
+    rows.extend(
+        _job(job, name_width, bar_width, tail) for job, tail in zip(jobs, tails, strict=True)
+    )
     if progress.note and len(rows) < height:
         if is_roomy and jobs:
             rows.append(())
@@ -56,13 +65,9 @@ def draw_progress(progress: Progress, width: int, height: int) -> list[Row]:
     return [clip_row(row, width) for row in rows[:height]]
 
 
-def _job(job: Job, width: int, name_width: int) -> Row:
+def _job(job: Job, name_width: int, bar_width: int, tail: str) -> Row:
     is_done = job.total > 0 and job.done >= job.total
-    frac = min(1.0, job.done / job.total) if job.total > 0 else 0.0
-    amount = _amount(job)
-    tail = f" {fmt.percent(frac if job.total > 0 else None):>5}  {amount}"
-    bar_width = max(4, min(60, width - name_width - 2 - max(28, len(tail))))
-    filled, empty = _bar(frac, bar_width)
+    filled, empty = _bar(_frac(job) or 0.0, bar_width)
     role: Role = "good" if is_done else "line"
     mark: Role = "good" if is_done else "text"
     return (
@@ -71,6 +76,15 @@ def _job(job: Job, width: int, name_width: int) -> Row:
         (empty, "faint"),
         (tail, "text"),
     )
+
+
+def _frac(job: Job) -> float | None:
+    return min(1.0, job.done / job.total) if job.total > 0 else None
+
+
+def _tail(job: Job) -> str:
+    """Percentage and amount; the same number of cells for amounts of one size."""
+    return f" {fmt.percent(_frac(job)):>5}  {_amount(job)}"
 
 
 def _bar(frac: float, width: int) -> tuple[str, str]:

@@ -1,0 +1,95 @@
+"""Frozen dataclasses from mappings: every key and type is checked and named when wrong."""
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says what to change."""
+
+
+def build(cls: type[T], raw: object, *, where: str, section: str = "") -> T:
+    """A frozen dataclass from a mapping, checking every key and type; ConfigError names both."""
+    place = f"in [{section}]" if section else "at the top level"
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}: got {_typename(raw)} {place}, expected a table")
+    hints = typing.get_type_hints(cls)
+    known = [f for f in fields(cls) if f.init]  # pyright: ignore[reportArgumentType]
+    names = [f.name for f in known]
+    for key in raw:
+        if key not in names:
+            kind = "section" if isinstance(raw[key], Mapping) else "key"
+            raise ConfigError(f'{where}: unknown {kind} "{key}" {place}.{nearest(str(key), names)}')
+    values: dict[str, Any] = {}
+    for item in known:
+        label = f"{section}.{item.name}" if section else item.name
+        if item.name in raw:
+            values[item.name] = _convert(hints[item.name], raw[item.name], where=where, label=label)
+        elif item.default is MISSING and item.default_factory is MISSING:
+            kind = "section" if is_dataclass(hints[item.name]) else "key"
+            raise ConfigError(f'{where}: missing {kind} "{label}"')
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}" if not section else str(error)) from None
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A ` Did you mean "…"?` for the closest known name, or the list of all when none is close."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f' Did you mean "{close[0]}"?'
+    return f" Known: {', '.join(known)}."
+
+
+def _convert(hint: Any, value: Any, *, where: str, label: str) -> Any:
+    if is_dataclass(hint):
+        return build(typing.cast(type, hint), value, where=where, section=label)
+    choices = _choices(hint)
+    if choices is not None:
+        if value in choices:
+            return value
+        names = [str(choice) for choice in choices]
+        raise ConfigError(f"{where}: {label}: got {value!r}.{nearest(str(value), names)}")
+    for option in _options(hint):
+        if _fits(option, value):
+            return float(value) if option is float else value
+        if option is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in _options(hint))
+    raise ConfigError(f"{where}: {label}: got {_typename(value)} {value!r}, expected {wanted}")
+
+
+def _choices(hint: Any) -> tuple[Any, ...] | None:
+    if typing.get_origin(hint) is Literal:
+        return typing.get_args(hint)
+    options = _options(hint)
+    if len(options) > 1 and all(typing.get_origin(option) is Literal for option in options):
+        return tuple(choice for option in options for choice in typing.get_args(option))
+    return None
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _fits(option: Any, value: Any) -> bool:
+    if option is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if option is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if typing.get_origin(option) is dict:
+        return isinstance(value, Mapping)
+    return isinstance(value, option)
+
+
+def _typename(value: object) -> str:
+    return type(value).__name__
