@@ -1,1 +1,1 @@
-"""Everything around a run: hardware, plan, launch, supervision, scoring, scoreboard; never torch."""
+"""Around a run: hardware, plan, launch, supervision, scoring, scoreboard; never torch."""

@@ -201,7 +201,7 @@ def list_runs(*, as_json: Json = False) -> None:
     root = data_root()
     rows = runs.list_runs(root)
     if as_json:
-        _print(*(json.dumps(asdict(row)) for row in rows))
+        _print(json.dumps([asdict(row) for row in rows]))
     else:
         _print(*tables.run_lines(rows, root))
 
@@ -226,7 +226,7 @@ def leaderboard(
         if problems:
             raise BoardError("; ".join(problems), "Restore the file from version control.")
     if as_json:
-        _print(*(json.dumps(asdict(board), default=str) for board in boards))
+        _print(json.dumps([asdict(board) for board in boards], default=str))
     else:
         _print(*tables.board_lines(boards))
     if verify:
@@ -242,7 +242,7 @@ def doctor(*, as_json: Json = False, fake_hardware: FakeHardware = None) -> None
 
     checks = facts.examine(hardware.detect(fake=fake_hardware), data_root())
     if as_json:
-        _print(*(json.dumps(asdict(check)) for check in checks))
+        _print(json.dumps([asdict(check) for check in checks]))
     else:
         _print(*tables.check_lines(checks))
     if any(check.verdict == "problem" for check in checks):

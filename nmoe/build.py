@@ -1,6 +1,7 @@
 """A plan made real: model, transport, optimizer, data, clock; its state to and from checkpoints."""
 
 import hashlib
+import os
 import resource
 import time
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ def build(
     _warm_up(run)
     run.clock.compile_s += time.perf_counter() - began
     report.event(CompileEvent(what="build and warm-up", seconds=time.perf_counter() - began))
-    report.event(RankEvent(rank=world.rank, pid=0, is_ready=True))
+    report.event(RankEvent(rank=world.rank, pid=os.getpid(), is_ready=True))
     return run
 
 

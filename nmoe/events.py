@@ -339,6 +339,22 @@ def decode(line: str | bytes) -> Record | None:
 
     Raises EventError for anything else: no JSON, another version, missing or unusable fields.
     """
+    raw = _parse(line)
+    event_type = KINDS.get(raw["k"])
+    if event_type is None:
+        return None
+    try:
+        return Record(
+            seq=int(raw["s"]),
+            time=float(raw["t"]),
+            attempt=int(raw["a"]),
+            event=event_type(**_values(event_type, raw)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise EventError(f"broken {event_type.kind} event: {error}") from None
+
+
+def _parse(line: str | bytes) -> dict[str, Any]:
     try:
         raw = json.loads(line)
     except ValueError as error:
@@ -347,28 +363,21 @@ def decode(line: str | bytes) -> Record | None:
         raise EventError(f"got a JSON {type(raw).__name__}, expected an object")
     if raw.get("v") != VERSION:
         raise EventError(f"event version: got {raw.get('v')!r}, expected {VERSION}")
-    event_type = KINDS.get(str(raw.get("k")))
-    if event_type is None:
-        return None
+    if not isinstance(raw.get("k"), str):
+        raise EventError(f"event kind: got {raw.get('k')!r}, expected a word")
+    return raw
+
+
+def _values(event_type: type[Event], raw: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     lost = set(raw.get("nf", ()))
     for field in fields(event_type):
         if field.name in raw:
-            value = raw[field.name]
-            if field.name in lost:
-                value = _restore(value)
+            value = _restore(raw[field.name]) if field.name in lost else raw[field.name]
             values[field.name] = tuple(value) if isinstance(value, list) else value
         elif field.default is MISSING:
             raise EventError(f"{event_type.kind} event without {field.name!r}")
-    try:
-        return Record(
-            seq=int(raw["s"]),
-            time=float(raw["t"]),
-            attempt=int(raw["a"]),
-            event=event_type(**values),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise EventError(f"broken envelope of a {event_type.kind} event: {error!r}") from None
+    return values
 
 
 def _finite(value: Any, name: str, non_finite: list[str]) -> Any:

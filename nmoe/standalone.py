@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -32,6 +33,9 @@ from nmoe.paths import (
     new_run_id,
     write_atomic,
 )
+
+LOCK_PATIENCE_S = 1.0
+LOCK_RETRY_S = 0.02
 
 
 def make_plan(path: Path, *, overrides: Sequence[str], world: dist.World) -> Plan:
@@ -76,28 +80,40 @@ def create_folder(plan: Plan, folder: RunFolder) -> None:
     write_atomic(folder.plan, plan.to_json())
 
 
-def hold_lock(folder: RunFolder) -> None:
-    """Lock the run folder until this process ends; ConfigError when another holds it."""
+def take_lock(folder: RunFolder) -> int:
+    """The held lock of a run folder, released by closing it; ConfigError when another holds it.
+
+    Whoever asks if a run is alive holds the lock for an instant, so this tries for a second.
+    """
     fd = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ConfigError(
-            f"run {folder.run_id} is alive: another process holds its lock. Stop it first:"
-            f" n stop {folder.run_id}"
-        ) from None
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise ConfigError(
+                    f"run {folder.run_id} is alive: another process holds its lock."
+                    f" Stop it first: n stop {folder.run_id}"
+                ) from None
+        time.sleep(LOCK_RETRY_S)
     folder.stop_request.unlink(missing_ok=True)
+    return fd
 
 
 def record_exit(folder: RunFolder, *, rc: int, attempt: int) -> None:
-    """Append the exit event and write result.json from the last outcome."""
-    outcomes = [r.event for r in read_events(folder.train) if isinstance(r.event, OutcomeEvent)]
-    status = outcomes[-1].status if outcomes else "failed"
+    """Append the exit event and write result.json from the outcome of `attempt`, if it has one."""
+    outcome = None
+    for record in read_events(folder.train):
+        if isinstance(record.event, OutcomeEvent) and record.attempt == attempt:
+            outcome = record.event
     log = EventLog(folder.train, attempt=attempt)
-    log.write(ExitEvent(status=status, rc=rc))
+    log.write(ExitEvent(status=outcome.status if outcome else "failed", rc=rc))
     log.close()
-    if outcomes:
-        result = {"run_id": folder.run_id, **asdict(outcomes[-1])}
+    if outcome:
+        result = {"run_id": folder.run_id, **asdict(outcome)}
         write_atomic(folder.result, json.dumps(result, indent=1) + "\n")
 
 

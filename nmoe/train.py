@@ -9,6 +9,7 @@ failed, 6 target not reached, 7 CORE failed, 130 stopped with a checkpoint.
 """
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -265,12 +266,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         world = dist.read_world()
         dist.start(world)
         plan, folder = _open_run(args, world)
+        is_alone = args.lock_fd is None and world.is_main
+        lock_fd = standalone.take_lock(folder) if is_alone else args.lock_fd
+        dist.barrier()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     code = run_rank(plan, folder, world=world, attempt=args.attempt, pipe=args.supervisor_fd)
-    if args.lock_fd is None and world.is_main:
+    if is_alone:
         standalone.record_exit(folder, rc=code, attempt=args.attempt)
+        os.close(lock_fd)
     dist.shutdown()
     return code
 
@@ -310,9 +315,6 @@ def _open_run(args: argparse.Namespace, world: dist.World) -> tuple[Plan, RunFol
             standalone.create_folder(plan, folder)
     if plan.world != world.size:
         raise ConfigError(f"got {world.size} ranks, the plan of {plan.run_id} wants {plan.world}")
-    if args.lock_fd is None and world.is_main:
-        standalone.hold_lock(folder)
-    dist.barrier()
     return plan, folder
 
 

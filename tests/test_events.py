@@ -122,6 +122,8 @@ def test_decode_skips_kinds_it_does_not_know_and_ignores_new_fields() -> None:
         '{"s":0,"t":0,"a":0,"k":"epoch","step":1,"epoch":1}',
         '{"v":1,"s":0,"t":0,"a":0,"k":"epoch","step":1}',
         '{"v":1,"t":0,"a":0,"k":"epoch","step":1,"epoch":1}',
+        '{"v":1,"s":0,"t":0,"a":0,"step":1,"epoch":1}',
+        '{"v":1,"s":0,"t":0,"a":0,"k":["epoch"],"step":1,"epoch":1}',
         '{"v":1,"s":"x","t":0,"a":0,"k":"epoch","step":1,"epoch":1}',
     ],
 )

@@ -107,8 +107,11 @@ class NmoeApp(App[None]):
     def on_run_changed(self, message: RunChanged) -> None:
         if self._feed is None or message.view.state.run_id != self._feed.folder.run_id:
             return
+        was_alive = self.view is not None and self.view.is_alive
         self.view = message.view
         self._show_view()
+        if was_alive != message.view.is_alive:
+            self.refresh_bindings()
 
     def on_feed_failed(self, message: FeedFailed) -> None:
         self.problem = message.problem
@@ -135,7 +138,7 @@ class NmoeApp(App[None]):
         if action in ("go", "freeze", "stop_run", "help") and self.screen.is_modal:
             return False
         if action == "stop_run":
-            return None if self.is_readonly or self.run_folder is None else True
+            return True if self._can_stop() else None
         if action == "freeze":
             return isinstance(self._base_screen, RunScreen)
         if action == "go" and parameters == ("run",):

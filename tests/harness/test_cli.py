@@ -183,9 +183,7 @@ def test_run_reaches_its_target_and_ends_with_the_result_line(finished):
     assert result["k"] == "result"
     assert result["reached"] is True
     assert result["rank"] == 1
-    listed = [
-        json.loads(line) for line in n("leaderboard", "--json", root=root).stdout.splitlines()
-    ]
+    listed = json.loads(n("leaderboard", "--json", root=root).stdout)
     assert [entry["entry_id"] for board in listed for entry in board["entries"]] == [
         result["entry_id"]
     ]
@@ -195,7 +193,7 @@ def test_run_reaches_its_target_and_ends_with_the_result_line(finished):
 def test_lists_show_the_finished_run(finished):
     _, root = finished
     run_id = newest_run(root)
-    (row,) = [json.loads(line) for line in n("runs", "--json", root=root).stdout.splitlines()]
+    (row,) = json.loads(n("runs", "--json", root=root).stdout)
     assert (row["run_id"], row["status"], row["is_alive"]) == (run_id, "done", False)
     assert run_id in n("runs", root=root).stdout
     assert run_id in n("speedrun", "--leaderboard", root=root).stdout
@@ -254,7 +252,7 @@ def test_run_is_stopped_by_ctrl_c_and_resumed_to_its_end(shared_root, monkeypatc
     assert last_step(folder.train) > stopped_at
     (row,) = [
         row
-        for row in map(json.loads, n("runs", "--json", root=shared_root).stdout.splitlines())
+        for row in json.loads(n("runs", "--json", root=shared_root).stdout)
         if row["run_id"] == run_id
     ]
     assert (row["status"], row["attempt"]) == ("interrupted", 1)
@@ -316,7 +314,7 @@ def test_quick_verbs_are_quick(arguments, limit_s):
 
 def test_doctor_names_a_fix_beside_what_is_wrong():
     fake = ("--fake-hardware", SCENARIOS / "driver_mismatch.json")
-    rows = [json.loads(line) for line in n("doctor", "--json", *fake).stdout.splitlines()]
+    rows = json.loads(n("doctor", "--json", *fake).stdout)
     (gpu,) = [row for row in rows if row["name"] == "gpu"]
     assert gpu["verdict"] == "note"
     assert "reboot" in gpu["fix"]

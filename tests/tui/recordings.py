@@ -155,7 +155,7 @@ def core_events(count: int | None = None) -> list[ev.Event]:
             name=name, index=index, count=len(CORE_TASKS), items=60,
             acc=0.25 + 0.75 * CORE_TASKS[name], centered=CORE_TASKS[name], seconds=1.3,
         )
-        for index, name in enumerate(names)
+        for index, name in enumerate(names, start=1)
     ]  # fmt: skip
 
 

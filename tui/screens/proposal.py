@@ -17,8 +17,6 @@ def machine(detection: Detection | None, root: DataRoot) -> tuple[Span, ...]:
         return (("this machine could not be looked at", "bad"),)
     host = detection.hardware
     lines: list[Span] = []
-    if host.is_fake:
-        lines.append(("described by a file: can be planned and shown, not trained on", "warn"))
     if host.gpu:
         memory = fmt.gib(host.memory_bytes, decimals=0, none=fmt.NOT_AVAILABLE)
         driver = host.driver or fmt.NOT_AVAILABLE
@@ -34,6 +32,8 @@ def machine(detection: Detection | None, root: DataRoot) -> tuple[Span, ...]:
     if not host.gpu and not detection.problems:
         lines.append(("∅ no GPU", "warn"))
     lines.append((f"CPU {host.cpu or fmt.NOT_AVAILABLE} · {fmt.count(host.cores)} cores", "text"))
+    if host.is_fake:
+        lines.append(("described by a file: can be planned and shown, not trained on", "warn"))
     lines.append((f"data in {root.path} ({root.reason})", "dim"))
     return tuple(lines)
 

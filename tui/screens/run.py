@@ -70,6 +70,7 @@ class RunScreen(Screen[None]):
         self.set_class(summary.has_core(view), "-core")
         paragraphs = report(view)
         self.set_class(bool(paragraphs), "-report")
+        self.set_class(view.status == "done", "-done")
         self._report.show(paragraphs)
         self._chart.show(summary.chart(view))
         self._progress.show(summary.progress(view))

@@ -135,7 +135,6 @@ class SetupScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         self._machine.border_title = "this machine"
         self._presets.border_title = "preset"
-        self._problems.border_title = "before the start"
         # A list of automatic height cannot be measured in a terminal of one column.
         self._presets.styles.height = len(self._names) + 2
         yield Prose((((" start: needs 60 x 16 cells", "dim"),),), id="small")
@@ -146,7 +145,9 @@ class SetupScreen(Screen[None]):
                 planned.border_title = "plan"
                 yield self._why
                 yield self._plan
-        yield self._problems
+        with VerticalScroll(id="blockers") as blockers:
+            blockers.border_title = "before the start"
+            yield self._problems
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -196,6 +197,7 @@ class SetupScreen(Screen[None]):
         if request.preset != self._names[self._presets.highlighted or 0]:
             return  # another preset was marked meanwhile
         self._offer, self._detection = offer, offer.detection
+        self.set_class(not offer.is_ready, "-blocked")
         self._machine.show(proposal.machine(offer.detection, self._root))
         self._why.show(proposal.why(offer.plan))
         self._plan.show(proposal.values(offer.plan))
