@@ -11,12 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness import runs
 from nmoe.event_log import read_events
 from nmoe.events import ExitEvent, LaunchEvent, ResultEvent, StepEvent, ValEvent
 from nmoe.paths import REPO_ROOT, DataRoot, RunFolder
@@ -73,9 +73,10 @@ def root(prepared: Path, tmp_path: Path) -> Iterator[Path]:
     for name in ("pocket", "eval"):
         shutil.copytree(prepared / name, root / name)
     yield root
-    for state in root.glob("runs/*/state.json"):
-        with suppress(ProcessLookupError):
-            os.kill(json.loads(state.read_text())["pid"], signal.SIGKILL)  # ranks follow it
+    for plan in root.glob("runs/*/plan.json"):
+        folder = RunFolder(root=plan.parent)
+        if runs.is_alive(folder):
+            os.kill(supervisor(folder), signal.SIGKILL)  # its ranks follow
 
 
 def only_run(root: Path) -> RunFolder:
