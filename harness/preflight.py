@@ -9,7 +9,7 @@ from harness import format as text
 from harness.errors import BoardError, Problem
 from harness.hardware import Detection
 from nmoe.config import Plan
-from nmoe.flops import count_parameters, num_moe_layers
+from nmoe.flops import count_parameters, num_moe_layers, padded_vocab
 from nmoe.paths import DataRoot
 
 BUILT_DTYPES = ("fp32", "bf16")
@@ -23,8 +23,8 @@ BYTES_PER_PARAMETER = 16
 SPARE_BYTES = 256 << 20
 # A rank with torch loaded and a small model, measured at 0.4 to 0.6 GiB.
 RANK_BYTES = 640 << 20
-# Rows of each vocabulary, padded to a multiple of 128 (contract of the model's head).
-VOCAB_ROWS = {"byte": 384, "gpt2": 50304}
+# Vocabulary of each tokenizer with its end-of-text token.
+VOCAB_SIZE = {"byte": 257, "gpt2": 50257}
 SHM = Path("/dev/shm")
 # Peer buffers hold rows there and back, forward and backward.
 PEER_REGIONS = 4
@@ -76,7 +76,7 @@ def _root_problems(plan: Plan, root: DataRoot) -> list[Problem]:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         what = f"cannot write to {root.path} ({root.reason})"
         return [Problem(what=what, fix="Set DATA_DIR to a folder that this user can write.")]
-    parameters = count_parameters(plan, VOCAB_ROWS.get(plan.data.tokenizer, 0)).total
+    parameters = count_parameters(plan, padded_vocab(VOCAB_SIZE.get(plan.data.tokenizer, 0))).total
     # The newest checkpoints, one more while it is written, and the weights at the target.
     saved = parameters * (SAVED_BYTES_PER_PARAMETER * (plan.checkpoint.keep + 1) + 4)
     free = shutil.disk_usage(place).free
@@ -103,7 +103,7 @@ def _board_problems(root: DataRoot) -> list[Problem]:
 
 
 def _memory_problems(plan: Plan, detection: Detection) -> list[Problem]:
-    parameters = count_parameters(plan, VOCAB_ROWS.get(plan.data.tokenizer, 0))
+    parameters = count_parameters(plan, padded_vocab(VOCAB_SIZE.get(plan.data.tokenizer, 0)))
     dense = parameters.total - parameters.expert
     per_rank = BYTES_PER_PARAMETER * (dense + parameters.expert // plan.world)
     if plan.device == "cuda":

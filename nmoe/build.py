@@ -19,9 +19,15 @@ from nmoe.data.loader import Cursor, Loader, validation_windows
 from nmoe.data.manifest import digest, verify_sizes
 from nmoe.data.tokenizer import Tokenizer, open_tokenizer
 from nmoe.events import CompileEvent, PhaseEvent, RankEvent
-from nmoe.flops import Parameters, count_parameters, flops_per_token, num_moe_layers
+from nmoe.flops import (
+    Parameters,
+    count_parameters,
+    flops_per_token,
+    num_moe_layers,
+    padded_vocab,
+)
 from nmoe.metrics import Clock, Meter, Stopwatch
-from nmoe.model import Transformer, init_weights, padded_vocab, parameter_groups
+from nmoe.model import Transformer, init_weights, parameter_groups
 from nmoe.optim import Optimizer
 from nmoe.paths import DataRoot, RunFolder
 from nmoe.rdep import Transport, open_transport

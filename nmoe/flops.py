@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from nmoe.config import Config
 
 BACKWARD_FACTOR = 3  # forward + backward = 3 x forward
+VOCAB_MULTIPLE = 128  # gives GPT-2's usual padding of 50,257 to 50,304
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,11 @@ class Parameters:
     active: int
     embedding: int
     expert: int
+
+
+def padded_vocab(vocab_size: int) -> int:
+    """The vocabulary rounded up to the rows of the embedding and the head."""
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
 def num_moe_layers(config: Config) -> int:

@@ -14,19 +14,14 @@ from torch import Tensor, nn
 from nmoe import ops
 from nmoe.attention import build_attention
 from nmoe.config import Config, Impl
+from nmoe.flops import padded_vocab
 from nmoe.layers import Linear, RMSNorm, SwiGLU
 from nmoe.moe import Experts, MoE
 from nmoe.rdep import Transport
 
 GroupName = Literal["dense", "router", "expert"]
 Kind = Literal["matrix", "table", "vector"]
-VOCAB_MULTIPLE = 128  # gives GPT-2's usual padding of 50,257 to 50,304
 LOSS_CHUNK = 4096
-
-
-def padded_vocab(vocab_size: int) -> int:
-    """The vocabulary rounded up for the embedding and the head."""
-    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
 class Block(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from nmoe.config import read_config
-from nmoe.flops import count_parameters, flops_per_token, forward_flops
-from nmoe.model import Transformer, padded_vocab
+from nmoe.flops import count_parameters, flops_per_token, forward_flops, padded_vocab
+from nmoe.model import Transformer
 from nmoe.paths import REPO_ROOT
 from nmoe.rdep import open_transport
 from tests import tiny

@@ -474,6 +474,7 @@ def test_run_survives_when_the_terminal_that_started_it_closes(lab: Lab) -> None
     lab.folders.append(lab.root.run(plan.run_id))
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
         launch.start(plan, lab.root)
         signal.pause()
     [folder] = lab.folders
