@@ -101,8 +101,9 @@ def run(attempt: Attempt, *, command: Sequence[str], prep: PrepCommands) -> Exit
     except HarnessError as error:
         ended = ExitEvent(status="failed", rc=error.exit_code, hint=str(error))
     except OSError as error:
+        way_on = f"Mend that (free space, permissions), then: n resume {attempt.folder.run_id}"
         ended = ExitEvent(
-            status="failed", rc=MachineError.exit_code, hint=f"the supervisor failed: {error}"
+            status="failed", rc=MachineError.exit_code, hint=f"{error.strerror}. {way_on}"
         )
     return _conclude(attempt, ended)
 

@@ -5,7 +5,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,27 +81,34 @@ def create_folder(plan: Plan, folder: RunFolder) -> None:
     write_atomic(folder.plan, plan.to_json())
 
 
-def take_lock(folder: RunFolder) -> int:
-    """The held lock of a run folder, released by closing it; ConfigError when another holds it.
+@contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Hold the run folder's lock; ConfigError when another process does.
 
     Whoever asks if a run is alive holds the lock for an instant, so this tries for a second.
     """
     fd = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     deadline = time.monotonic() + LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
+    try:
+        while not _try_lock(fd):
             if time.monotonic() > deadline:
-                os.close(fd)
                 raise ConfigError(
                     f"run {folder.run_id} is alive: another process holds its lock."
                     f" Stop it first: n stop {folder.run_id}"
-                ) from None
-        time.sleep(LOCK_RETRY_S)
-    folder.stop_request.unlink(missing_ok=True)
-    return fd
+                )
+            time.sleep(LOCK_RETRY_S)
+        folder.stop_request.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def record_exit(folder: RunFolder, *, rc: int, attempt: int) -> None:

@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -267,15 +268,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         dist.start(world)
         plan, folder = _open_run(args, world)
         is_alone = args.lock_fd is None and world.is_main
-        lock_fd = standalone.take_lock(folder) if is_alone else args.lock_fd
-        dist.barrier()
+        with standalone.locked(folder) if is_alone else nullcontext():
+            dist.barrier()
+            pipe, attempt = args.supervisor_fd, args.attempt
+            code = run_rank(plan, folder, world=world, attempt=attempt, pipe=pipe)
+            if is_alone:
+                standalone.record_exit(folder, rc=code, attempt=attempt)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    code = run_rank(plan, folder, world=world, attempt=args.attempt, pipe=args.supervisor_fd)
-    if is_alone:
-        standalone.record_exit(folder, rc=code, attempt=args.attempt)
-        os.close(lock_fd)
     dist.shutdown()
     return code
 
@@ -343,4 +344,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # all is written and closed; threads of the process group may abort a slower way out
+    os._exit(exit_code)

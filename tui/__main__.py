@@ -87,8 +87,9 @@ def _say_how_to_come_back(run: RunFolder | None) -> None:
     """One line on the terminal that was left; none when it is gone."""
     if run is None:
         return
+    state = "the run goes on, come back" if runs.is_alive(run) else "the run is over, look again"
     try:
-        sys.stdout.write(f"n attach {run.run_id}\n")
+        sys.stdout.write(f"{state} with: n attach {run.run_id}\n")
         sys.stdout.flush()
     except OSError:
         return
