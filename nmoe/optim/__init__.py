@@ -31,8 +31,9 @@ class Optimizer:
         """
         dense = [p for group in self.groups if group.name != "expert" for p in group.parameters]
         expert = [p for group in self.groups if group.name == "expert" for p in group.parameters]
-        for parameter in dense:
-            dist.all_reduce(_gradient(parameter))
+        flat = dist.all_reduce(torch.cat([_gradient(parameter).flatten() for parameter in dense]))
+        for parameter, part in zip(dense, flat.split([p.numel() for p in dense]), strict=True):
+            parameter.grad = part.view_as(parameter)
         return (_sum_squares(dense) + dist.all_reduce(_sum_squares(expert))).sqrt()
 
     @torch.no_grad()
