@@ -88,6 +88,7 @@ def build(
     began = time.perf_counter()
     _set_up_torch(plan)
     device = dist.own_device(world, plan.device)
+    clock = Clock(sync=torch.cuda.synchronize) if device.type == "cuda" else Clock()
     tokenizer = open_tokenizer(plan.data.tokenizer)
     data = root.dataset(plan.data.data_path)
     digests = [digest(verify_sizes(data / split)) for split in ("train", "val")]
@@ -111,7 +112,7 @@ def build(
         windows_WS=validation_windows(
             data / "val", seq_len=plan.train.seq_len, max_windows=plan.validation.windows
         ),
-        clock=Clock(sync=torch.cuda.synchronize) if device.type == "cuda" else Clock(),
+        clock=clock,
         meter=Meter(
             num_layers=num_moe_layers(plan), num_experts=plan.experts.num_experts, device=device
         ),
@@ -135,16 +136,7 @@ def save(run: Run, kind: Literal["step", "target"], *, loss: float | None = None
     """Write a checkpoint off the clock; at the target only weights, with the passing `loss`."""
     began = time.perf_counter()
     with run.clock.paused("checkpoint_s"):
-        progress = Progress(
-            step=run.step,
-            tokens=run.tokens,
-            train_s=run.clock.train_s,
-            wall_s=run.clock.wall_s,
-            compile_s=run.clock.compile_s,
-            eval_s=run.clock.eval_s,
-            checkpoint_s=run.clock.checkpoint_s,
-            loss=loss,
-        )
+        progress = current_progress(run, loss=loss)
         replicated: dict[str, Any] = {"model": _model_state(run.model, is_expert=False)}
         local: dict[str, Any] = {"model": _model_state(run.model, is_expert=True)}
         if kind == "step":
@@ -164,6 +156,21 @@ def save(run: Run, kind: Literal["step", "target"], *, loss: float | None = None
         )
     run.report.checkpoint(saved, seconds=time.perf_counter() - began)
     return progress
+
+
+def current_progress(run: Run, *, loss: float | None = None) -> Progress:
+    """How far the run is; its clock must be stopped or paused."""
+    clock = run.clock
+    return Progress(
+        step=run.step,
+        tokens=run.tokens,
+        train_s=clock.train_s,
+        wall_s=clock.wall_s,
+        compile_s=clock.compile_s,
+        eval_s=clock.eval_s,
+        checkpoint_s=clock.checkpoint_s,
+        loss=loss,
+    )
 
 
 def restore(run: Run, saved: Saved) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nmoe import dist, standalone
-from nmoe.build import WIDEST_ITEM, Run, build, close, peak_memory_bytes, save
+from nmoe.build import WIDEST_ITEM, Run, build, close, current_progress, peak_memory_bytes, save
 from nmoe.checkpoint import CheckpointError
 from nmoe.config import ConfigError, Plan, read_plan
 from nmoe.control import Control, StopReason
@@ -235,23 +235,23 @@ def train(run: Run) -> tuple[Status, str]:
 
 
 def conclude(run: Run, status: Status, message: str) -> None:
-    """Publish how the attempt ended."""
+    """Publish how the attempt ended; with the target reached, as of the passing validation."""
     run.clock.stop()
-    clock, reached = run.clock, run.reached
+    at = run.reached or current_progress(run)
     peak = peak_memory_bytes(run)
     if message:
         run.report.alert(status, message, level="info" if status == "interrupted" else "error")
     run.report.event(
         OutcomeEvent(
             status=status,
-            step=run.step,
-            tokens=run.tokens,
-            loss=reached.loss if reached else None,
-            train_s=reached.train_s if reached else clock.train_s,
-            wall_s=clock.wall_s,
-            compile_s=clock.compile_s,
-            eval_s=clock.eval_s,
-            checkpoint_s=clock.checkpoint_s,
+            step=at.step,
+            tokens=at.tokens,
+            loss=at.loss,
+            train_s=at.train_s,
+            wall_s=at.wall_s,
+            compile_s=at.compile_s,
+            eval_s=at.eval_s,
+            checkpoint_s=at.checkpoint_s,
             peak_memory_bytes=peak,
             params_total=run.parameters.total,
             params_active=run.parameters.active,
