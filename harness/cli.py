@@ -6,7 +6,6 @@ with a checkpoint.
 """
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -18,8 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
-from harness.errors import HarnessError, RunError, UsageError
+from harness.errors import HarnessError, UsageError
 from harness.options import (
+    Cap,
+    CheckpointFolder,
     DataFolder,
     DryRun,
     Dtype,
@@ -27,12 +28,18 @@ from harness.options import (
     Gpus,
     Headless,
     Json,
+    OptionalRun,
+    Out,
     Overrides,
     Quiet,
+    Records,
     RunName,
+    Scored,
     Seed,
     Steps,
+    Tasks,
 )
+from harness.terminal import answer, become, fail, has_terminal, say
 
 if TYPE_CHECKING:
     from harness.hardware import Detection
@@ -63,9 +70,9 @@ app = typer.Typer(
 def screen(context: typer.Context) -> None:
     """Without a verb: the screen."""
     if context.invoked_subcommand is None:
-        if not _has_terminal():
+        if not has_terminal():
             raise UsageError("the screen needs a terminal", "Run: n --help")
-        _become("tui")
+        become("tui")
 
 
 @app.command()
@@ -112,7 +119,7 @@ def speedrun(
     if dry_run:
         _show_plan(plan, detection, root, as_json=as_json)
         return
-    is_screen = not (headless or as_json or quiet) and _has_terminal()
+    is_screen = not (headless or as_json or quiet) and has_terminal()
     _launch(plan, detection, root, is_screen=is_screen, as_json=as_json, quiet=quiet)
 
 
@@ -158,8 +165,8 @@ def attach(
 ) -> None:
     """Come back to a run; leaving it does not stop it."""
     folder = _find(run)
-    if not (headless or as_json or quiet) and _has_terminal():
-        _become("tui", "attach", folder.run_id, *(["--readonly"] if readonly else []))
+    if not (headless or as_json or quiet) and has_terminal():
+        become("tui", "attach", folder.run_id, *(["--readonly"] if readonly else []))
     _follow(folder, as_json=as_json, quiet=quiet, passes_stop=False)
 
 
@@ -170,12 +177,12 @@ def stop(run: RunName) -> None:
 
     folder = _find(run)
     launch.request_stop(folder, by="n stop")
-    _say(f"stopping {folder.run_id} at its next step")
+    say(f"stopping {folder.run_id} at its next step")
     while runs.is_alive(folder):
         time.sleep(POLL_S)
     ended = runs.summarize(folder).status
     way_on = f". Go on with: n resume {folder.run_id}" if ended == "interrupted" else ""
-    _say(f"{folder.run_id}: {ended}{way_on}")
+    say(f"{folder.run_id}: {ended}{way_on}")
 
 
 @app.command()
@@ -187,8 +194,8 @@ def resume(
 
     folder = _find(run)
     launch.resume(folder)
-    if not (headless or as_json or quiet) and _has_terminal():
-        _become("tui", "attach", folder.run_id)
+    if not (headless or as_json or quiet) and has_terminal():
+        become("tui", "attach", folder.run_id)
     _follow(folder, as_json=as_json, quiet=quiet, passes_stop=True)
 
 
@@ -201,9 +208,9 @@ def list_runs(*, as_json: Json = False) -> None:
     root = data_root()
     rows = runs.list_runs(root)
     if as_json:
-        _print(json.dumps([asdict(row) for row in rows]))
+        answer(json.dumps([asdict(row) for row in rows]))
     else:
-        _print(*tables.run_lines(rows, root))
+        answer(*tables.run_lines(rows, root))
 
 
 @app.command()
@@ -226,11 +233,11 @@ def leaderboard(
         if problems:
             raise BoardError("; ".join(problems), "Restore the file from version control.")
     if as_json:
-        _print(json.dumps([asdict(board) for board in boards], default=str))
+        answer(json.dumps([asdict(board) for board in boards], default=str))
     else:
-        _print(*tables.board_lines(boards))
+        answer(*tables.board_lines(boards))
     if verify:
-        _say("every entry is as it was written")
+        say("every entry is as it was written")
 
 
 @app.command()
@@ -242,9 +249,9 @@ def doctor(*, as_json: Json = False, fake_hardware: FakeHardware = None) -> None
 
     checks = facts.examine(hardware.detect(fake=fake_hardware), data_root())
     if as_json:
-        _print(json.dumps([asdict(check) for check in checks]))
+        answer(json.dumps([asdict(check) for check in checks]))
     else:
-        _print(*tables.check_lines(checks))
+        answer(*tables.check_lines(checks))
     if any(check.verdict == "problem" for check in checks):
         raise typer.Exit(3)
 
@@ -256,7 +263,7 @@ app.add_typer(prep, name="prep")
 @prep.command("data", context_settings=PASSED_THROUGH)
 def prep_data(context: typer.Context) -> None:
     """Documents to a dataset folder; options as in `python -m nmoe.data.cli prep --help`."""
-    _become("nmoe.data.cli", "prep", *context.args)
+    become("nmoe.data.cli", "prep", *context.args)
 
 
 @prep.command("eval", context_settings=PASSED_THROUGH)
@@ -266,7 +273,46 @@ def prep_eval(context: typer.Context) -> None:
     from nmoe.paths import data_root
 
     output = () if context.args else ("--output", str(data_root().bundle(bundle.POCKET)))
-    _become("nmoe.data.cli", "prep-bundle", *output, *context.args)
+    become("nmoe.data.cli", "prep-bundle", *output, *context.args)
+
+
+evals = typer.Typer(help="Score checkpoints and compare scores.", rich_markup_mode=None)
+app.add_typer(evals, name="eval")
+
+
+@evals.command("core")
+def eval_core(
+    *,
+    run: OptionalRun = None,
+    checkpoint: CheckpointFolder = None,
+    cap: Cap = None,
+    tasks: Tasks = None,
+    out: Out = None,
+    records: Records = None,
+    as_json: Json = False,
+) -> None:
+    """Score CORE of a checkpoint, like the run that wrote it."""
+    if (run is None) == (checkpoint is None):
+        raise UsageError("name either --run or --checkpoint", "Run: n eval core --run last")
+    place = f"--checkpoint={checkpoint}" if run is None else f"--run={_find(run).root}"
+    options = {"--cap": cap, "--tasks": tasks, "--out": out, "--records": records}
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    become("nmoe.evaluate", place, *given, *(["--json"] if as_json else []))
+
+
+@evals.command("compare")
+def eval_compare(first: Scored, second: Scored, *, as_json: Json = False) -> None:
+    """Compare the CORE answers of two runs, item by item."""
+    from harness import compare, tables
+
+    paths = [
+        Path(name) if Path(name).is_file() else _find(name).core_items for name in (first, second)
+    ]
+    comparison = compare.compare(*paths)
+    if as_json:
+        answer(json.dumps(asdict(comparison)))
+    else:
+        answer(*tables.comparison_lines(comparison))
 
 
 def _show_plan(plan: "Plan", detection: "Detection", root: "DataRoot", *, as_json: bool) -> None:
@@ -275,9 +321,9 @@ def _show_plan(plan: "Plan", detection: "Detection", root: "DataRoot", *, as_jso
     problems = preflight.problems(plan, detection, root)
     if as_json:
         shown = {"plan": asdict(plan), "problems": [asdict(problem) for problem in problems]}
-        _print(json.dumps(shown))
+        answer(json.dumps(shown))
         return
-    _print(*tables.plan_lines(plan, root), *map(tables.problem_line, problems))
+    answer(*tables.plan_lines(plan, root), *map(tables.problem_line, problems))
 
 
 def _launch(
@@ -292,19 +338,19 @@ def _launch(
     from harness import launch, preflight, tables
 
     if not (as_json or quiet):
-        _say(*tables.plan_lines(plan, root))
+        say(*tables.plan_lines(plan, root))
     problems = preflight.problems(plan, detection, root)
     refusal = preflight.first_blocking(problems)
     for problem in problems:
         if problem is not refusal:
-            _say(tables.problem_line(problem))
+            say(tables.problem_line(problem))
     if refusal is not None:
         raise refusal.error()
     folder = launch.start(plan, root)
     if is_screen:
-        _become("tui", "attach", folder.run_id)
+        become("tui", "attach", folder.run_id)
     if not (as_json or quiet):
-        _say(f"ctrl-C stops it with a checkpoint; from elsewhere: n stop {folder.run_id}")
+        say(f"ctrl-C stops it with a checkpoint; from elsewhere: n stop {folder.run_id}")
     _follow(folder, as_json=as_json, quiet=quiet, passes_stop=True)
 
 
@@ -319,46 +365,7 @@ def _find(name: str) -> "RunFolder":
     from harness import runs
     from nmoe.paths import data_root
 
-    root = data_root()
-    if name != "last":
-        return runs.find(root, name)
-    rows = runs.list_runs(root)
-    if not rows:
-        raise RunError(f"no runs in {root.runs}", "Run: n speedrun")
-    return root.run(rows[0].run_id)
-
-
-def _has_terminal() -> bool:
-    """Whether a screen can be drawn and answered to: three terminals, none of them dumb, no CI."""
-    streams = (sys.stdin, sys.stdout, sys.stderr)
-    is_dumb = os.environ.get("TERM", "dumb") == "dumb" or bool(os.environ.get("CI"))
-    return not is_dumb and all(stream.isatty() for stream in streams)
-
-
-def _become(module: str, *arguments: str) -> NoReturn:
-    """Replace this process by a module of this checkout."""
-    from nmoe.paths import REPO_ROOT
-
-    sys.stdout.flush()
-    paths = filter(None, (str(REPO_ROOT), os.environ.get("PYTHONPATH", "")))
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
-    os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], environ)
-
-
-def _print(*lines: str) -> None:
-    """Answers on stdout; a reader that left early is no error."""
-    try:
-        for line in lines:
-            print(line)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _say(*lines: str) -> None:
-    """Remarks on stderr."""
-    for line in lines:
-        print(line, file=sys.stderr)
+    return runs.find(data_root(), name)
 
 
 def main() -> NoReturn:
@@ -368,7 +375,7 @@ def main() -> NoReturn:
     try:
         app(prog_name="n")
     except HarnessError as error:
-        _fail(error, error.exit_code)
+        fail(error, error.exit_code)
     except Exception as error:  # noqa: BLE001 - the edge of the command: nothing above it
         _fail_unexpectedly(error)
     sys.exit(0)
@@ -380,18 +387,12 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
     from nmoe.data.manifest import DataError
 
     if isinstance(error, ConfigError):
-        _fail(error, USAGE_EXIT)
+        fail(error, USAGE_EXIT)
     if isinstance(error, DataError):
-        _fail(error, DATA_EXIT)
+        fail(error, DATA_EXIT)
     with tempfile.NamedTemporaryFile("w", prefix="n-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
-    _fail(f"this is a bug: {type(error).__name__}: {error}. See {file.name}", BUG_EXIT)
-
-
-def _fail(problem: object, code: int) -> NoReturn:
-    text = "".join(char if char.isprintable() else "?" for char in str(problem))
-    _say(f"error: {text}")
-    sys.exit(code)
+    fail(f"this is a bug: {type(error).__name__}: {error}. See {file.name}", BUG_EXIT)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,11 @@ def percent(value: float | None, *, decimals: int = 0, none: str = NOT_YET) -> s
     return fixed(scaled, decimals=decimals, unit="%", none=none)
 
 
+def probability(value: float) -> str:
+    """A p value to four decimals; one too small for them is < 0.0001 and never 0."""
+    return "< 0.0001" if value < 0.0001 else fixed(value, decimals=4)
+
+
 def bytes_(value: float | None, *, none: str = NOT_YET) -> str:
     """Bytes in three digits of the unit that fits: 512 B, 1.5 MiB, 139 GiB."""
     odd = _odd(value, none)

@@ -40,3 +40,26 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the plan and its problems; start nothing.")
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Run id, its beginning, or last.")]
+Scored = Annotated[
+    str, typer.Argument(metavar="RUN", help="Run id, its beginning, last, or a file of items.")
+]
+OptionalRun = Annotated[
+    str | None, typer.Option("--run", metavar="RUN", help="Its target, else its newest step.")
+]
+CheckpointFolder = Annotated[
+    Path | None, typer.Option("--checkpoint", metavar="DIR", help="A folder in checkpoints/.")
+]
+Cap = Annotated[
+    int | None,
+    typer.Option("--cap", metavar="N", min=0, help="Items a task; 0: all (default: as the run)."),
+]
+Tasks = Annotated[
+    str | None, typer.Option("--tasks", metavar="A,B", help="Default: all of the bundle.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="The result as JSON; its items beside it."),
+]
+Records = Annotated[
+    Path | None, typer.Option("--records", metavar="FILE", help="The items, a JSON line each.")
+]

@@ -235,7 +235,12 @@ def is_alive(folder: RunFolder) -> bool:
 
 
 def find(root: DataRoot, run_id: str) -> RunFolder:
-    """The folder of an existing run by its id or a unique beginning of it; RunError otherwise."""
+    """The folder of a run by its id, a unique beginning of it, or "last"; RunError otherwise."""
+    if run_id == "last":
+        rows = list_runs(root)
+        if not rows:
+            raise RunError(f"no runs in {root.runs}", "Run: n speedrun")
+        return root.run(rows[0].run_id)
     names = [path.name for path in _run_folders(root)]
     exact = [name for name in names if name == run_id]
     matches = exact or [name for name in names if run_id and name.startswith(run_id)]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from harness import format as text
+from harness.compare import Comparison
 from harness.doctor import Check
 from harness.errors import Problem
 from harness.leaderboard import Board, standings
@@ -104,6 +105,24 @@ def check_lines(checks: Sequence[Check]) -> list[str]:
     lines = columns((check.verdict, check.name, check.value) for check in checks)
     fixes = [[f"    → {safe(check.fix)}"] if check.fix else [] for check in checks]
     return [line for pair in zip(lines, fixes, strict=True) for line in (pair[0], *pair[1])]
+
+
+def comparison_lines(comparison: Comparison) -> list[str]:
+    """Two scored models by task: accuracies, the items only one has right, McNemar's p."""
+    head = ("TASK", "N", "ACC A", "ACC B", "ONLY A", "ONLY B", "P")
+    body = [
+        (
+            row.task,
+            text.count(row.n),
+            text.fixed(row.acc_a, decimals=4),
+            text.fixed(row.acc_b, decimals=4),
+            text.count(row.only_a),
+            text.count(row.only_b),
+            text.probability(row.p),
+        )
+        for row in (*comparison.tasks, comparison.total)
+    ]
+    return [f"A {safe(comparison.a)}", f"B {safe(comparison.b)}", *columns([head, *body])]
 
 
 def plan_lines(plan: Plan, root: DataRoot) -> list[str]:

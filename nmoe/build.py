@@ -86,16 +86,14 @@ def build(
     Raises ConfigError, DataError or CheckpointError for what cannot be trained on.
     """
     began = time.perf_counter()
-    _set_up_torch(plan)
+    set_up_torch(plan)
     device = dist.own_device(world, plan.device)
     clock = Clock(sync=torch.cuda.synchronize) if device.type == "cuda" else Clock()
     tokenizer = open_tokenizer(plan.data.tokenizer)
     data = root.dataset(plan.data.data_path)
     digests = [digest(verify_sizes(data / split)) for split in ("train", "val")]
-    transport = _open_transport(plan, world, device)
-    model = Transformer(plan, transport, vocab_size=tokenizer.vocab_size, dtype=_dtype(plan)).to(
-        device
-    )
+    transport = make_transport(plan, world, device)
+    model = make_model(plan, transport, vocab_size=tokenizer.vocab_size, device=device)
     init_weights(model, seed=plan.train.seed)
     saved = checkpoint.newest(folder.checkpoints)
     run = Run(
@@ -130,6 +128,40 @@ def build(
     report.event(CompileEvent(what="build and warm-up", seconds=time.perf_counter() - began))
     report.event(RankEvent(rank=world.rank, pid=os.getpid(), is_ready=True))
     return run
+
+
+def set_up_torch(plan: Plan) -> None:
+    """Seed, determinism and threads of this process, as the plan wants them."""
+    torch.manual_seed(plan.train.seed)
+    if plan.device == "cuda":
+        torch.use_deterministic_algorithms(plan.train.deterministic)
+    else:
+        # One thread gives the same bits every time; a second one gains a fifth on these small
+        # matrices and stalls as soon as other processes want the cores.
+        torch.set_num_threads(1)
+
+
+def make_transport(plan: Plan, world: dist.World, device: torch.device) -> Transport:
+    """The expert transport that carries a micro-batch of training and an item of CORE."""
+    rows = max(plan.train.micro_batch, WIDEST_ITEM)
+    return open_transport(
+        rank=world.rank,
+        world=world.size,
+        num_experts=plan.experts.num_experts,
+        top_k=plan.experts.top_k,
+        dim=plan.model.dim,
+        max_tokens=rows * plan.train.seq_len,
+        num_layers=num_moe_layers(plan),
+        dtype=_dtype(plan),
+        device=device,
+    )
+
+
+def make_model(
+    plan: Plan, transport: Transport, *, vocab_size: int, device: torch.device
+) -> Transformer:
+    """The model of one rank on its device, its weights not drawn yet. Raises ConfigError."""
+    return Transformer(plan, transport, vocab_size=vocab_size, dtype=_dtype(plan)).to(device)
 
 
 def save(run: Run, kind: Literal["step", "target"], *, loss: float | None = None) -> Progress:
@@ -213,16 +245,6 @@ def peak_memory_bytes(run: Run) -> int:
     return int(dist.all_reduce(peak).item())
 
 
-def _set_up_torch(plan: Plan) -> None:
-    torch.manual_seed(plan.train.seed)
-    if plan.device == "cuda":
-        torch.use_deterministic_algorithms(plan.train.deterministic)
-    else:
-        # One thread gives the same bits every time; a second one gains a fifth on these small
-        # matrices and stalls as soon as other processes want the cores.
-        torch.set_num_threads(1)
-
-
 def _dtype(plan: Plan) -> torch.dtype:
     if plan.dtype not in DTYPES:
         raise ConfigError(
@@ -230,21 +252,6 @@ def _dtype(plan: Plan) -> torch.dtype:
             " Use --dtype bf16."
         )
     return DTYPES[plan.dtype]
-
-
-def _open_transport(plan: Plan, world: dist.World, device: torch.device) -> Transport:
-    rows = max(plan.train.micro_batch, WIDEST_ITEM)
-    return open_transport(
-        rank=world.rank,
-        world=world.size,
-        num_experts=plan.experts.num_experts,
-        top_k=plan.experts.top_k,
-        dim=plan.model.dim,
-        max_tokens=rows * plan.train.seq_len,
-        num_layers=num_moe_layers(plan),
-        dtype=_dtype(plan),
-        device=device,
-    )
 
 
 def _open_loader(plan: Plan, data: Any, world: dist.World, cursor: Cursor) -> Loader:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from nmoe import dist
 from nmoe.paths import file_digest, fsync_dir, write_atomic
@@ -158,6 +159,16 @@ def load(
             " Resume with as many ranks as it was written by."
         )
     return _read(saved, "replicated.pt"), _read(saved, f"rank_{world.rank}.pt")
+
+
+def load_weights(saved: Saved) -> dict[str, Tensor]:
+    """The weights as a single rank holds them: replicated ones, the experts of all ranks in order.
+
+    Raises CheckpointError for a file that is missing or was changed.
+    """
+    weights = _read(saved, "replicated.pt")["model"]
+    parts = [_read(saved, f"rank_{rank}.pt")["model"] for rank in range(saved.manifest.world)]
+    return weights | {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from nmoe import dist, standalone
-from nmoe.build import WIDEST_ITEM, Run, build, close, current_progress, peak_memory_bytes, save
+from nmoe.build import Run, build, close, current_progress, peak_memory_bytes, save
 from nmoe.checkpoint import CheckpointError
 from nmoe.config import ConfigError, Plan, read_plan
 from nmoe.control import Control, StopReason
 from nmoe.data.manifest import DataError
-from nmoe.eval.core import CoreError, TaskScore, evaluate
+from nmoe.eval.core import CoreError, TaskScore
+from nmoe.evaluate import score_core
 from nmoe.events import EpochEvent, OutcomeEvent, PhaseEvent, Status, StopAckEvent
 from nmoe.metrics import is_collapsed, router_health
 from nmoe.optim import peak_rates
@@ -200,20 +201,15 @@ def finish(run: Run) -> None:
             run.control.acknowledge()
             leave(run, StopReason(int(reason.item())))
 
-    run.model.eval()
     with run.clock.paused("eval_s"):
-        result = evaluate(
-            run.root.bundle(plan.data.bundle),
-            run.tokenizer.encode,
-            run.tokenizer.eos_id,
-            run.model.logits_at,
-            cap=plan.eval.cap,
+        result = score_core(
+            plan,
+            run.model,
+            run.tokenizer,
+            root=run.root,
+            world=run.world,
             records=run.folder.core_items,
-            rank=run.world.rank,
-            world=run.world.size,
-            max_tokens=plan.train.seq_len,
-            batch_tokens=max(plan.train.micro_batch, WIDEST_ITEM) * plan.train.seq_len,
-            gather=dist.gather,
+            cap=plan.eval.cap,
             on_task=on_task,
         )
     run.report.core(run.step, result)

@@ -41,7 +41,7 @@ NAME_OWNERS = {
         "nmoe/dist.py",
         "harness/hardware.py",
         "harness/launch.py",
-        "harness/cli.py",
+        "harness/terminal.py",
         "tui/app.py",
     ),
     "os.getenv": (),
@@ -54,7 +54,7 @@ NAME_OWNERS = {
         "nmoe/build.py",
         "nmoe/eval/core.py",
     ),
-    "print": ("harness/cli.py", "nmoe/train.py", "nmoe/data/cli.py"),
+    "print": ("harness/terminal.py", "nmoe/train.py", "nmoe/evaluate.py", "nmoe/data/cli.py"),
 }
 DEFERRED_IMPORTS = ("nmoe/ops.py", "nmoe/data/sources.py", "harness/cli.py")
 CLOCK_OWNER = "nmoe/metrics.py"

@@ -35,6 +35,14 @@ class CoreError(ValueError):
     """Something that cannot be scored, in bundle, prompt or logits; never a wrong answer."""
 
 
+class BundleError(CoreError):
+    """A bundle that is missing or broken."""
+
+
+class SelectionError(CoreError):
+    """A cap or a list of tasks that the bundle cannot serve."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One task, ready to render: `rows` are shuffled and capped, `baseline` is a fraction."""
@@ -59,17 +67,18 @@ def read_tasks(
     """Read the tasks in the order of core.yaml, all of them or those named in `labels`.
 
     `cap` keeps the first `cap` rows after the shuffle; None or 0 keeps all. Few-shot examples are
-    drawn from the capped rows, as the suite does. Raises CoreError for anything missing or odd.
+    drawn from the capped rows, as the suite does. Raises SelectionError for a cap or labels
+    that do not fit, BundleError for anything missing or odd.
     """
     if cap is not None and cap < 0:
-        raise CoreError(f"bad cap: got {cap}, expected a positive number or none")
+        raise SelectionError(f"bad cap: got {cap}, expected a positive number or none")
     entries = _read_entries(bundle_dir)
     baselines = _read_baselines(bundle_dir)
     if labels is not None:
         known = [entry["label"] for entry in entries]
         unknown = [label for label in labels if label not in known]
         if unknown or not labels:
-            raise CoreError(
+            raise SelectionError(
                 f"unknown tasks: got {', '.join(unknown) or 'an empty list'}, "
                 f"expected some of {', '.join(known)}"
             )
@@ -81,7 +90,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CoreError(
+        raise BundleError(
             f"cannot read a file of the eval bundle: {path}: {error}. Prepare the bundle again."
         ) from error
 
@@ -91,35 +100,35 @@ def _read_entries(bundle_dir: Path) -> list[dict[str, Any]]:
     try:
         document = yaml.load(_read_text(path), Loader=_LOADER)
     except yaml.YAMLError as error:
-        raise CoreError(f"{path} is not YAML: {error}. Prepare the bundle again.") from error
+        raise BundleError(f"{path} is not YAML: {error}. Prepare the bundle again.") from error
     entries = document.get("icl_tasks") if isinstance(document, dict) else None
     if not isinstance(entries, list) or not entries:
-        raise CoreError(f"{path}: got no tasks, expected a list under the key icl_tasks")
+        raise BundleError(f"{path}: got no tasks, expected a list under the key icl_tasks")
     for entry in entries:
         _check_entry(path, entry)
     labels = [entry["label"] for entry in entries]
     if len(set(labels)) != len(labels):
-        raise CoreError(f"{path}: a label stands twice: got {labels}, expected distinct labels")
+        raise BundleError(f"{path}: a label stands twice: got {labels}, expected distinct labels")
     return entries
 
 
 def _check_entry(path: Path, entry: Any) -> None:
     if not isinstance(entry, dict):
-        raise CoreError(f"{path}: got the task {entry!r}, expected a mapping")
+        raise BundleError(f"{path}: got the task {entry!r}, expected a mapping")
     for key in ("label", "dataset_uri", "icl_task_type", "num_fewshot"):
         if key not in entry:
-            raise CoreError(f"{path}: task {entry.get('label')!r} has no key {key}")
+            raise BundleError(f"{path}: task {entry.get('label')!r} has no key {key}")
     where = f"{path}: task {entry['label']!r}"
     if entry["icl_task_type"] not in get_args(TaskType):
-        raise CoreError(
+        raise BundleError(
             f"{where}: got icl_task_type {entry['icl_task_type']!r}, "
             f"expected one of {', '.join(get_args(TaskType))}"
         )
     shots = entry["num_fewshot"]
     if not (isinstance(shots, list) and len(shots) == 1 and _is_count(shots[0])):
-        raise CoreError(f"{where}: got num_fewshot {shots!r}, expected a list of one count")
+        raise BundleError(f"{where}: got num_fewshot {shots!r}, expected a list of one count")
     if not isinstance(entry.get("continuation_delimiter", " "), str):
-        raise CoreError(f"{where}: continuation_delimiter is not text")
+        raise BundleError(f"{where}: continuation_delimiter is not text")
 
 
 def _read_baselines(bundle_dir: Path) -> dict[str, float]:
@@ -127,7 +136,7 @@ def _read_baselines(bundle_dir: Path) -> dict[str, float]:
     table = csv.DictReader(io.StringIO(_read_text(path), newline=""))
     missing = [c for c in ("Eval Task", "Random baseline") if c not in (table.fieldnames or ())]
     if missing:
-        raise CoreError(f"{path}: missing column {', '.join(missing)}. Prepare the bundle again.")
+        raise BundleError(f"{path}: missing column {', '.join(missing)}. Prepare the bundle again.")
     return {row["Eval Task"]: _percent(path, row) for row in table}
 
 
@@ -137,7 +146,7 @@ def _percent(path: Path, row: dict[str, str]) -> float:
     try:
         return float(cell or "nan")
     except ValueError as error:
-        raise CoreError(
+        raise BundleError(
             f"{path}: task {row['Eval Task']!r}: got the random baseline {cell!r}, "
             "expected a percentage"
         ) from error
@@ -149,7 +158,7 @@ def _read_task(
     label, task_type = entry["label"], cast(TaskType, entry["icl_task_type"])
     percent = baselines.get(label)
     if percent is None or not 0 <= percent < 100:
-        raise CoreError(
+        raise BundleError(
             f"task {label!r}: got the random baseline {percent} from eval_meta_data.csv, "
             "expected a percentage from 0 to below 100"
         )
@@ -159,7 +168,8 @@ def _read_task(
     rows = rows[:cap] if cap else rows
     shots = entry["num_fewshot"][0]
     if len(rows) < shots + 1:
-        raise CoreError(
+        kind = SelectionError if cap and cap <= shots else BundleError
+        raise kind(
             f"task {label!r} needs {shots} examples besides the scored item: got {len(rows)} rows, "
             f"expected at least {shots + 1}. Use a larger cap."
         )
@@ -181,11 +191,11 @@ def _read_rows(path: Path, task_type: TaskType) -> list[dict[str, Any]]:
             for number, line in enumerate(lines, start=1):
                 rows.append(_parse_row(f"{path} line {number}", line, task_type))
     except (OSError, UnicodeDecodeError) as error:
-        raise CoreError(
+        raise BundleError(
             f"cannot read a file of the eval bundle: {path}: {error}. Prepare the bundle again."
         ) from error
     if not rows:
-        raise CoreError(f"{path} is empty: got no rows, expected at least 1")
+        raise BundleError(f"{path} is empty: got no rows, expected at least 1")
     return rows
 
 
@@ -193,13 +203,13 @@ def _parse_row(where: str, line: str, task_type: TaskType) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise CoreError(f"{where} is not JSON: {error}. Prepare the bundle again.") from error
+        raise BundleError(f"{where} is not JSON: {error}. Prepare the bundle again.") from error
     if not isinstance(row, dict):
-        raise CoreError(f"{where}: got {type(row).__name__}, expected an object")
+        raise BundleError(f"{where}: got {type(row).__name__}, expected an object")
     texts, options_field = _FIELDS[task_type]
     for field in texts:
         if not isinstance(row.get(field), str):
-            raise CoreError(f"{where}: got {field} {row.get(field)!r}, expected text")
+            raise BundleError(f"{where}: got {field} {row.get(field)!r}, expected text")
     if options_field:
         _check_options(where, row, options_field)
     return row
@@ -212,9 +222,9 @@ def _check_options(where: str, row: dict[str, Any], field: str) -> None:
         or len(options) < 2
         or not all(isinstance(option, str) for option in options)
     ):
-        raise CoreError(f"{where}: got {field} {options!r}, expected a list of two texts or more")
+        raise BundleError(f"{where}: got {field} {options!r}, expected a list of two texts or more")
     if not _is_count(gold) or cast(int, gold) >= len(options):
-        raise CoreError(f"{where}: got gold {gold!r}, expected an index below {len(options)}")
+        raise BundleError(f"{where}: got gold {gold!r}, expected an index below {len(options)}")
 
 
 def _is_count(value: object) -> bool:

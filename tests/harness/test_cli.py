@@ -218,6 +218,39 @@ def test_finished_run_is_neither_stopped_nor_resumed(finished):
         assert "not running" in done.stderr or "nothing to resume" in done.stderr
 
 
+def test_finished_run_is_scored_again_and_compared_with_itself(finished, tmp_path):
+    done, root = finished
+    out = tmp_path / "core.json"
+    again = n("eval", "core", "--run", "last", "--out", out, "--json", root=root)
+    assert again.returncode == 0, again.stderr
+    own = [json.loads(line) for line in done.stdout.splitlines()]
+    (score,) = [event["score"] for event in own if event["k"] == "core"]
+    assert json.loads(again.stdout) == json.loads(out.read_text())
+    assert json.loads(out.read_text())["core"] == score
+    compared = n("eval", "compare", "last", tmp_path / "core.items.jsonl", "--json", root=root)
+    total = json.loads(compared.stdout)["total"]
+    assert (total["only_a"], total["only_b"], total["p"]) == (0, 0, 1.0)
+    assert total["acc_a"] == total["acc_b"]
+    shown = n("eval", "compare", "last", "last", root=root)
+    assert shown.stdout.splitlines()[-1].split()[0] == "total"
+
+
+def test_eval_refuses_what_it_cannot_score(finished, tmp_path):
+    _, root = finished
+    for arguments, code, message in (
+        (("core",), 2, "name either --run or --checkpoint"),
+        (("core", "--run", "last", "--checkpoint", tmp_path), 2, "name either"),
+        (("core", "--run", "nobody"), 5, "no run 'nobody'"),
+        (("core", "--checkpoint", tmp_path), 5, "cannot be read"),
+        (("core", "--run", "last", "--cap", "-3"), 2, "--cap"),
+        (("compare", "last", tmp_path / "none"), 5, "no run"),
+    ):
+        done = n("eval", *arguments, root=root)
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_run_that_misses_its_target_ends_with_6(shared_root):
     done = n(
         *("speedrun", "pocket", "--headless", "--steps", "10", "--set", NEVER, *SMALL),
