@@ -77,7 +77,10 @@ def load_model(plan: Plan, saved: Saved, *, vocab_size: int) -> Transformer:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"checkpoint {saved.path} does not fit its plan: {error}") from None
+        first = str(error).splitlines()[1:2]  # below a heading, one line for each tensor
+        raise CheckpointError(
+            f"checkpoint {saved.path} does not fit its plan: {' '.join(first).strip()}"
+        ) from None
     return model
 
 

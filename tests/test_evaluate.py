@@ -1,6 +1,7 @@
 """A checkpoint scored again: the run's own CORE on one rank, and refusals by their code."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -108,6 +109,34 @@ def test_score_of_a_named_checkpoint_takes_cap_and_tasks(
     assert (result["cap"], result["core_version"]) == (12, "custom")
     assert [item["task"] for item in items(records)] == [label] * 12
     assert label in captured.err
+
+
+def test_score_shows_core_without_boolq_and_what_was_cropped(
+    copied: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    bundle = tmp_path / "eval" / "pocket_bundle"
+    write_mini_bundle(bundle)
+    label = str(items(copied.core_items)[0]["task"])
+    for name in ("core.yaml", "eval_meta_data.csv"):
+        text = (bundle / name).read_text()
+        (bundle / name).write_text(re.sub(rf"^(  label: )?{label}\b", r"\1boolq", text, flags=re.M))
+    plan = json.loads(copied.plan.read_text())
+    plan["train"]["seq_len"] //= 2
+    copied.plan.write_text(json.dumps(plan))
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    assert score("--run", copied.root, "--out", tmp_path / "core.json") == 0
+    result = json.loads((tmp_path / "core.json").read_text())
+    others = [task["centered"] for task in result["tasks"] if task["label"] != "boolq"]
+    assert len(others) == len(result["tasks"]) - 1
+    assert result["core_without_boolq"] == pytest.approx(sum(others) / len(others))
+    cropped = sum(task["cropped"] for task in result["tasks"])
+    assert cropped > 0
+    printed = capsys.readouterr().out
+    assert f"without boolq {result['core_without_boolq']:.6f}" in printed
+    assert f"cropped items {cropped} (context 64)" in printed
 
 
 def test_score_takes_the_newest_step_when_the_target_was_missed(
@@ -234,11 +263,12 @@ def test_refused_with_five_when_the_weights_do_not_fit_the_plan(
     plan["experts"]["hidden"] *= 2
     copied.plan.write_text(json.dumps(plan))
     assert score("--run", copied.root) == 5
-    assert "does not fit its plan" in capsys.readouterr().err
+    assert "does not fit its plan: size mismatch for" in (problem := capsys.readouterr().err)
+    assert problem.count("\n") == 1
 
 
 def test_refused_with_seven_when_the_model_gives_no_numbers(
-    copied: RunFolder, root: Path, capsys: pytest.CaptureFixture[str]
+    copied: RunFolder, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (target,) = checkpoint.find(copied.checkpoints, kind="target")
     weights = checkpoint.load_weights(
@@ -249,5 +279,9 @@ def test_refused_with_seven_when_the_model_gives_no_numbers(
     saved = write_weights(target, [weights])
     raw = asdict(saved.manifest)
     (target / "manifest.json").write_text(json.dumps(raw))
-    assert score("--run", copied.root) == 7
+    records = tmp_path / "items" / "core.jsonl"
+    records.parent.mkdir()
+    records.write_text("of an earlier score")
+    assert score("--run", copied.root, "--records", records) == 7
     assert "not finite" in capsys.readouterr().err
+    assert [path.read_text() for path in records.parent.iterdir()] == ["of an earlier score"]
