@@ -18,7 +18,7 @@ from nmoe.data.manifest import DataError, Manifest, digest, read_manifest, verif
 from nmoe.data.minibundle import write_mini_bundle
 from nmoe.data.prep import SHARD_TOKENS, prepare
 from nmoe.data.sources import SOURCES, open_source
-from nmoe.data.tokenizer import TOKENIZERS, open_tokenizer
+from nmoe.data.tokenizer import check_name, open_tokenizer
 
 DATA_EXIT = 4
 INTERRUPTED_EXIT = 130
@@ -126,6 +126,14 @@ def _summary(manifest: Manifest) -> str:
     return f"{manifest.total_tokens:,} tokens of {manifest.num_docs:,} documents"
 
 
+def _tokenizer(name: str) -> str:
+    try:
+        check_name(name)
+    except DataError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nmoe.data.cli", description="Prepare data.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -137,7 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     prep.add_argument("--output", required=True, type=Path, metavar="DIR")
     prep.add_argument("--name", help="label of the dataset (default: the folder's name)")
-    prep.add_argument("--tokenizer", default="byte", choices=sorted(TOKENIZERS))
+    prep.add_argument(
+        "--tokenizer", default="byte", type=_tokenizer, help="byte, gpt2 or gpt2:RANKS_FILE"
+    )
     prep.add_argument("--text-key", default="text", help="column or field that holds the text")
     prep.add_argument("--shard-tokens", type=int, default=SHARD_TOKENS, metavar="N")
     prep.set_defaults(run=_prep)
