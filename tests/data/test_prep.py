@@ -26,7 +26,7 @@ SHARD_TOKENS = 200
 FORK = multiprocessing.get_context("fork")
 
 
-def prepare_source(output: Path, progress: Callable[[int, int], None] | None = None) -> None:
+def prepare_source(output: Path, progress: Callable[[int, int, int], None] | None = None) -> None:
     prepare(SOURCE, BYTE, output=output, name="set", shard_tokens=SHARD_TOKENS, progress=progress)
 
 
@@ -69,7 +69,7 @@ def test_each_document_is_a_shard_when_shards_hold_one_token(tmp_path: Path) -> 
 def test_progress_rises_to_the_total_which_comes_last(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
 
-    prepare_source(tmp_path, progress=lambda done, total: seen.append((done, total)))
+    prepare_source(tmp_path, progress=lambda done, total, _: seen.append((done, total)))
 
     done = [item[0] for item in seen]
     assert done == sorted(set(done))
@@ -89,7 +89,7 @@ def test_stdlib_gives_the_same_digest_when_prepared_twice(tmp_path: Path) -> Non
 def _prepare_and_die(output: Path, call: int) -> None:
     calls = iter(range(call, -1, -1))
 
-    def kill(_done: int, _total: int) -> None:
+    def kill(_done: int, _total: int, _tokens: int) -> None:
         if next(calls) == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
