@@ -14,6 +14,8 @@ from nmoe.data.tokenizer import Tokenizer
 # A task for a thread: large enough to hide the hand-over, small enough to share the work evenly.
 CHUNK_CHARS = 1 << 18
 CHUNK_DOCUMENTS = 1 << 10
+# Chunks in memory for each thread: the others go on while one meets a book.
+CHUNKS_AHEAD = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,14 +32,14 @@ def encode_documents(
 ) -> Generator[Encoded]:
     """The documents in their order, whatever the number of threads.
 
-    At most two chunks a thread are in memory. Threads suffice: tiktoken lets go of the GIL.
+    CHUNKS_AHEAD chunks a thread are in memory. Threads suffice: tiktoken lets go of the GIL.
     """
     pending: deque[Future[list[Encoded]]] = deque()
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="encode")
     try:
         for chunk in _chunks(documents):
             pending.append(pool.submit(_encode, chunk, tokenizer))
-            if len(pending) >= 2 * workers:
+            if len(pending) >= CHUNKS_AHEAD * workers:
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
