@@ -47,6 +47,10 @@ class DataRoot:
         """Folder of the eval bundle `name`."""
         return self.path / "eval" / name
 
+    def tokenizer(self, file_name: str) -> Path:
+        """A vocabulary that was put there by hand."""
+        return self.path / "tokenizers" / file_name
+
     def metrics(self, run_id: str) -> Path:
         """Folder of a run's Parquet parts."""
         return self.path / "metrics" / run_id

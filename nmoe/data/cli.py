@@ -7,10 +7,14 @@ Exit codes: 0 done, 2 usage, 4 data that cannot be made or used (the message is 
 import argparse
 import json
 import os
+import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 from nmoe.data.index import read_index
@@ -18,36 +22,59 @@ from nmoe.data.manifest import DataError, Manifest, digest, read_manifest, verif
 from nmoe.data.minibundle import write_mini_bundle
 from nmoe.data.prep import SHARD_TOKENS, prepare
 from nmoe.data.sources import SOURCES, open_source
-from nmoe.data.tokenizer import TOKENIZERS, open_tokenizer
+from nmoe.data.tokenizer import check_name, open_tokenizer
 
 DATA_EXIT = 4
 INTERRUPTED_EXIT = 130
 REPORT_EVERY_S = 0.1
+ERASE_LINE = "\x1b[K"  # what a longer line left behind
+COUNT = re.compile(r"(\d+(?:\.\d+)?)([KMB]?)", re.IGNORECASE)
+COUNT_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
 class Reporter:
-    """Progress of one job, at most ten times a second and always at its end."""
+    """Progress of one job, at most ten times a second and always at its end.
 
-    def __init__(self, job: str, *, unit: str, is_json: bool) -> None:
-        self._job, self._unit, self._is_json = job, unit, is_json
+    On a terminal it also tells the rate and the time left, and with `disk` the space left there.
+    """
+
+    def __init__(self, job: str, *, unit: str, is_json: bool, disk: Path | None = None) -> None:
+        self._job, self._unit, self._is_json, self._disk = job, unit, is_json, disk
+        self._is_terminal = sys.stderr.isatty()
+        self._start: tuple[float, int, int] | None = None
         self._last = 0.0
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, tokens: int = 0) -> None:
         now = time.monotonic()
+        self._start = self._start or (now, done, tokens)
         if done < total and now - self._last < REPORT_EVERY_S:
             return
         self._last = now
         if self._is_json:
             line = {"job": self._job, "done": done, "total": total, "unit": self._unit}
             print(json.dumps(line), flush=True)
-        elif sys.stderr.isatty():
-            print(f"\r{self._job}: {done:,} of {total:,} {self._unit}", end="", file=sys.stderr)
+        elif self._is_terminal:
+            text = f"{done:,} of {total:,} {self._unit}{self._speed(now, done, total, tokens)}"
+            print(f"\r{self._job}: {text}{ERASE_LINE}", end="", file=sys.stderr)
 
     def finish(self, text: str) -> None:
         """The closing line for people."""
         if not self._is_json:
-            start = "\r" if sys.stderr.isatty() else ""
-            print(f"{start}{self._job}: {text}", file=sys.stderr)
+            start, end = ("\r", ERASE_LINE) if self._is_terminal else ("", "")
+            print(f"{start}{self._job}: {text}{end}", file=sys.stderr)
+
+    def _speed(self, now: float, done: int, total: int, tokens: int) -> str:
+        assert self._start
+        since, first_done, first_tokens = self._start
+        parts = [""]
+        if tokens > first_tokens:
+            parts.append(f"{(tokens - first_tokens) / (now - since):,.0f} tokens/s")
+        if first_done < done < total:
+            seconds = round((now - since) * (total - done) / (done - first_done))
+            parts.append(f"{timedelta(seconds=seconds)} left")
+        if self._disk and self._disk.exists():
+            parts.append(f"{shutil.disk_usage(self._disk).free / 1e9:,.1f} GB of disk left")
+        return ", ".join(parts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prep(args: argparse.Namespace) -> None:
     output: Path = args.output
     name = args.name or output.name
-    report = Reporter(name, unit="bytes", is_json=args.json)
+    report = Reporter(name, unit="bytes", is_json=args.json, disk=output)
     source = open_source(args.source, args.dataset, text_key=args.text_key)
     manifest = prepare(
         source,
@@ -78,6 +105,9 @@ def _prep(args: argparse.Namespace) -> None:
         output=output,
         name=name,
         shard_tokens=args.shard_tokens,
+        num_shards=args.num_shards,
+        max_tokens=args.max_tokens,
+        workers=args.workers,
         progress=report,
     )
     report.finish(f"{_summary(manifest)} in {output}")
@@ -126,6 +156,23 @@ def _summary(manifest: Manifest) -> str:
     return f"{manifest.total_tokens:,} tokens of {manifest.num_docs:,} documents"
 
 
+def _count(text: str) -> int:
+    """`10B`, `1.5M`, `64`: a whole number above zero, with K, M or B for powers of a thousand."""
+    match = COUNT.fullmatch(text.replace("_", "").replace(",", ""))
+    value = Decimal(match[1]) * COUNT_UNITS[match[2].upper()] if match else Decimal(0)
+    if value <= 0 or value != int(value):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number such as 64, 1.5M or 10B")
+    return int(value)
+
+
+def _tokenizer(name: str) -> str:
+    try:
+        check_name(name)
+    except DataError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nmoe.data.cli", description="Prepare data.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -137,9 +184,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     prep.add_argument("--output", required=True, type=Path, metavar="DIR")
     prep.add_argument("--name", help="label of the dataset (default: the folder's name)")
-    prep.add_argument("--tokenizer", default="byte", choices=sorted(TOKENIZERS))
+    prep.add_argument(
+        "--tokenizer", default="byte", type=_tokenizer, help="byte, gpt2 or gpt2:RANKS_FILE"
+    )
     prep.add_argument("--text-key", default="text", help="column or field that holds the text")
-    prep.add_argument("--shard-tokens", type=int, default=SHARD_TOKENS, metavar="N")
+    prep.add_argument(
+        "--max-tokens", type=_count, metavar="N", help="end behind the document that reaches N"
+    )
+    shards = prep.add_mutually_exclusive_group()
+    shards.add_argument("--num-shards", type=_count, metavar="N", help="shares of the input")
+    shards.add_argument("--shard-tokens", type=_count, default=SHARD_TOKENS, metavar="N")
+    prep.add_argument(
+        "--workers",
+        type=_count,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="threads that encode (default: the cores, here %(default)s)",
+    )
     prep.set_defaults(run=_prep)
 
     bundle = verbs.add_parser("prep-bundle", help="write the mini eval bundle")

@@ -1,15 +1,16 @@
 """Shards: one-dimensional `.npy` files of tokens, and the stream they form together."""
 
-import hashlib
 import io
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from nmoe.data.index import encode_index
 from nmoe.data.manifest import DataError, Manifest, Shard, verify_sizes
+from nmoe.paths import file_digest
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -22,20 +23,62 @@ def shard_name(number: int) -> str:
     return f"shard_{number:05d}.npy"
 
 
+class ShardWriter:
+    """One shard and its index, written document by document, each file whole or not at all."""
+
+    def __init__(self, folder: Path, number: int, *, dtype: np.dtype) -> None:
+        """Open the temporary file; `close` or `discard` ends it."""
+        self.tokens = 0
+        self._path = folder / shard_name(number)
+        self._temporary = _temporary(self._path)
+        self._dtype = dtype
+        self._lengths: list[int] = []
+        self._file = self._temporary.open("wb")
+        self._file.write(_header(0, dtype))
+
+    def append(self, tokens: np.ndarray) -> None:
+        """One document, EOS included."""
+        self._file.write(tokens.astype(self._dtype, copy=False).data.cast("B"))
+        self._lengths.append(len(tokens))
+        self.tokens += len(tokens)
+
+    def close(self) -> Shard:
+        """Make both files whole and durable."""
+        self._file.seek(0)
+        self._file.write(_header(self.tokens, self._dtype))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        sha256 = file_digest(self._temporary)
+        os.replace(self._temporary, self._path)
+        _write_whole(self._path.with_suffix(".idx"), encode_index(self._lengths))
+        size = self._path.stat().st_size
+        return Shard(name=self._path.name, tokens=self.tokens, bytes=size, sha256=sha256)
+
+    def discard(self) -> None:
+        """Remove what is not whole; does nothing behind `close`."""
+        with suppress(OSError):  # what is buffered may not fit on a full disk
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
 def write_shard(folder: Path, number: int, *, documents: Sequence[np.ndarray]) -> Shard:
-    """Write documents (EOS included) as one shard and its index, each whole or not at all."""
-    tokens = np.concatenate(documents)
+    """Write documents (EOS included) as one shard and its index."""
+    writer = ShardWriter(folder, number, dtype=documents[0].dtype)
+    try:
+        for tokens in documents:
+            writer.append(tokens)
+        return writer.close()
+    finally:
+        writer.discard()
+
+
+def _header(tokens: int, dtype: np.dtype) -> bytes:
+    """The .npy header of a one-dimensional array; 128 bytes for any number of tokens."""
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(tokens))
-    path = folder / shard_name(number)
-    parts = (header.getvalue(), tokens.data.cast("B"))
-    _write_whole(path, *parts)
-    _write_whole(path.with_suffix(".idx"), encode_index([len(item) for item in documents]))
-    file_hash = hashlib.sha256()
-    for part in parts:
-        file_hash.update(part)
-    size = len(parts[0]) + tokens.nbytes
-    return Shard(name=path.name, tokens=len(tokens), bytes=size, sha256=file_hash.hexdigest())
+    layout = {"descr": dtype.str, "fortran_order": False, "shape": (tokens,)}
+    np.lib.format.write_array_header_1_0(header, layout)
+    return header.getvalue()
 
 
 def open_shard(path: Path, *, tokens: int) -> np.ndarray:
@@ -93,12 +136,15 @@ class TokenStream:
         return rows
 
 
-def _write_whole(path: Path, *parts: bytes | memoryview) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
-            for part in parts:
-                file.write(part)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -7,10 +7,13 @@ import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nmoe.data.manifest import DataError
 from nmoe.paths import file_digest
+
+if TYPE_CHECKING:
+    import pyarrow.parquet
 
 # Tests and fixtures, and what distributors split off, patch or leave out; `encodings` and
 # `pydoc_data` are generated tables.
@@ -239,13 +242,22 @@ def _read_parquet(path: Path, text_key: str) -> Iterator[tuple[str, int]]:
                 f"{path} has no column {text_key!r}: got {', '.join(columns)}."
                 " Name the text's column with --text-key."
             )
+        # Bytes of text tell better than rows how much is left: a book is a row, too.
+        total = _column_bytes(table.metadata, text_key)
         rows, done = table.metadata.num_rows, 0
         for batch in table.iter_batches(batch_size=256, columns=[text_key]):
             for text in batch.column(0).to_pylist():
-                done += 1
-                yield text or "", size * done // rows
+                done += len((text or "").encode())
+                rows -= 1
+                yield text or "", min(size, size * done // max(total, 1)) if rows else size
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"cannot read {path} as parquet: {error}.") from None
+
+
+def _column_bytes(metadata: "pyarrow.parquet.FileMetaData", name: str) -> int:
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return sum(each.total_uncompressed_size for each in columns if each.path_in_schema == name)
 
 
 READERS: dict[str, tuple[Reader, str]] = {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nmoe.data import cli
 from nmoe.data.manifest import MANIFEST_NAME, digest, read_manifest
 from nmoe.data.minibundle import is_whole
 from nmoe.paths import REPO_ROOT
@@ -135,6 +136,49 @@ def test_prep_ends_quietly_when_its_reader_is_gone(tmp_path: Path) -> None:
 )
 def test_usage_errors_exit_2(args: list[str]) -> None:
     assert run(*args).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("64", 64), ("10B", 10**10), ("1.5m", 1_500_000), ("10,485,760", 10485760)]
+)
+def test_counts_are_read_with_their_unit(text: str, count: int) -> None:
+    args = ["prep", "--source", "text", "--dataset", "x", "--output", "y", "--max-tokens", text]
+
+    assert cli._parser().parse_args(args).max_tokens == count
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "10G", "B", ""])
+def test_counts_are_refused_when_they_are_no_whole_number(text: str) -> None:
+    done = run(*prep_args(Path("y")), f"--max-tokens={text}")
+
+    assert done.returncode == 2
+    assert "expected a number such as" in done.stderr
+
+
+def test_shares_and_limit_are_kept(tmp_path: Path) -> None:
+    done = run(*prep_args(tmp_path), "--max-tokens", "100K", "--num-shards", "4", "--workers", "2")
+
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(tmp_path)
+    assert manifest.total_tokens >= 100_000
+    assert manifest.facts["num_shards"] == "4"
+
+
+def test_terminal_shows_rate_time_left_and_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli.sys.stderr, "isatty", lambda: True)
+    ticks = iter([0.0, 10.0])
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(ticks))
+    report = cli.Reporter("set", unit="bytes", is_json=False, disk=tmp_path)
+
+    report(0, 400, 0)
+    report(100, 400, 12_340)
+
+    out, shown = capsys.readouterr()
+    assert out == ""
+    assert "100 of 400 bytes, 1,234 tokens/s, 0:00:30 left" in shown
+    assert "GB of disk left" in shown
 
 
 def test_prep_bundle_writes_the_bundle_once(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ SHARD_TOKENS = 200
 FORK = multiprocessing.get_context("fork")
 
 
-def prepare_source(output: Path, progress: Callable[[int, int], None] | None = None) -> None:
+def prepare_source(output: Path, progress: Callable[[int, int, int], None] | None = None) -> None:
     prepare(SOURCE, BYTE, output=output, name="set", shard_tokens=SHARD_TOKENS, progress=progress)
 
 
@@ -69,7 +70,7 @@ def test_each_document_is_a_shard_when_shards_hold_one_token(tmp_path: Path) -> 
 def test_progress_rises_to_the_total_which_comes_last(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
 
-    prepare_source(tmp_path, progress=lambda done, total: seen.append((done, total)))
+    prepare_source(tmp_path, progress=lambda done, total, _: seen.append((done, total)))
 
     done = [item[0] for item in seen]
     assert done == sorted(set(done))
@@ -89,7 +90,7 @@ def test_stdlib_gives_the_same_digest_when_prepared_twice(tmp_path: Path) -> Non
 def _prepare_and_die(output: Path, call: int) -> None:
     calls = iter(range(call, -1, -1))
 
-    def kill(_done: int, _total: int) -> None:
+    def kill(_done: int, _total: int, _tokens: int) -> None:
         if next(calls) == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -135,6 +136,102 @@ def test_full_disk_is_reported_and_the_next_try_succeeds(tmp_path: Path, limit: 
     assert not list(tmp_path.glob(".*.tmp"))
     prepare_source(tmp_path)
     verify(tmp_path)
+
+
+def test_whole_shards_are_kept_when_the_first_try_was_killed(tmp_path: Path) -> None:
+    child = FORK.Process(target=_prepare_and_die, args=(tmp_path, 40))
+    child.start()
+    child.join()
+    before = {path.name: path.stat().st_ino for path in tmp_path.glob("shard_*")}
+    assert len(before) >= 4
+
+    prepare_source(tmp_path)
+
+    after = {path.name: path.stat().st_ino for path in tmp_path.glob("shard_*")}
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("damage", ["shard_00001.npy", "shard_00001.idx", MARKER_NAME])
+def test_second_try_redoes_what_was_damaged_meanwhile(tmp_path: Path, damage: str) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    child = FORK.Process(target=_prepare_and_die, args=(killed, 40))
+    child.start()
+    child.join()
+    content = (killed / damage).read_bytes()
+    (killed / damage).write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+
+    prepare_source(killed)
+    prepare_source(whole)
+
+    assert contents(killed) == contents(whole)
+
+
+def test_second_try_starts_over_when_it_orders_something_else(tmp_path: Path) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    child = FORK.Process(target=_prepare_and_die, args=(killed, 40))
+    child.start()
+    child.join()
+
+    for output in (killed, whole):
+        prepare(SOURCE, BYTE, output=output, name="set", shard_tokens=300)
+
+    assert contents(killed) == contents(whole)
+
+
+def test_result_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+    source = Texts(texts=[f"document {i} " * (i % 50) for i in range(5000)])
+
+    for workers in (1, 2, 5):
+        output = tmp_path / str(workers)
+        prepare(source, BYTE, output=output, name="set", shard_tokens=90_000, workers=workers)
+
+    assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "5")
+
+
+@pytest.mark.parametrize("max_tokens", [1, 500, 501, 10**9])
+def test_last_document_is_the_one_that_reaches_the_most_tokens(
+    tmp_path: Path, max_tokens: int
+) -> None:
+    lengths = [len(text) + 1 for text in SOURCE.texts]
+    ends = np.cumsum(lengths)
+    wanted = next((int(end) for end in ends if end >= max_tokens), int(ends[-1]))
+
+    manifest = prepare(
+        SOURCE, BYTE, output=tmp_path, name="set", shard_tokens=200, max_tokens=max_tokens
+    )
+
+    assert manifest.total_tokens == wanted
+    assert manifest.facts["max_tokens"] == str(max_tokens)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 1000])
+def test_shards_are_equal_shares_when_their_number_is_given(
+    tmp_path: Path, max_tokens: int | None
+) -> None:
+    manifest = prepare(
+        Texts(texts=["x" * 9] * 400),
+        BYTE,
+        output=tmp_path,
+        name="set",
+        num_shards=4,
+        max_tokens=max_tokens,
+    )
+
+    assert [shard.tokens for shard in manifest.shards] == [(max_tokens or 4000) // 4] * 4
+    assert "shard_tokens" not in manifest.facts
+
+
+def test_prep_is_refused_when_the_disk_cannot_hold_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Texts(texts=["x" * 9999] * 300)  # 3 million tokens, 6 MB
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5_000_000))
+
+    with pytest.raises(DataError, match=r"disk is too small: got 5,000,000 .* least 6,004,8"):
+        prepare(source, BYTE, output=tmp_path / "all", name="set")
+    assert not list((tmp_path / "all").glob("*shard*"))
+    prepare(source, BYTE, output=tmp_path / "part", name="set", max_tokens=2_000_000)
 
 
 def test_output_is_refused_when_it_cannot_be_a_folder(tmp_path: Path) -> None:
