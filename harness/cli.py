@@ -261,12 +261,10 @@ def prep_data(context: typer.Context) -> None:
 
 @prep.command("eval", context_settings=PASSED_THROUGH)
 def prep_eval(context: typer.Context) -> None:
-    """The small eval bundle of `pocket`, into the data root unless --output names a folder."""
-    from harness import bundle
-    from nmoe.paths import data_root
-
-    output = () if context.args else ("--output", str(data_root().bundle(bundle.POCKET)))
-    _become("nmoe.data.cli", "prep-bundle", *output, *context.args)
+    """The official eval bundle into the data root; with --output DIR, the small one of `pocket`."""
+    if any(argument.startswith("--output") for argument in context.args):
+        _become("nmoe.data.cli", "prep-bundle", *context.args)
+    _become("harness.prep", *context.args)
 
 
 def _show_plan(plan: "Plan", detection: "Detection", root: "DataRoot", *, as_json: bool) -> None:
