@@ -4,11 +4,13 @@ Refused: names that leave the folder, links and devices, names that come twice, 
 and more files or bytes than the limits allow, counted as they are written.
 """
 
+import errno
 import gzip
 import lzma
 import os
 import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -26,8 +28,11 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 _TAR_OVERHEAD = 1 << 20
 _BROKEN = (
     *(zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, gzip.BadGzipFile, zlib.error),
-    *(EOFError, NotImplementedError, UnicodeError),
+    # What zipfile and tarfile let through of a header that makes no sense.
+    *(EOFError, NotImplementedError, ValueError, IndexError, OverflowError, struct.error),
 )
+# Names too long or used as file and folder, offsets before the start: no fault of the disk.
+_FROM_NAMES = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +81,10 @@ def unpack(
             yield Progress(label=label, done=min(entry.position, packed - 1), total=packed)
     except _BROKEN as error:
         raise DataError(f"{archive} is no whole zip or tar: {error}", "Fetch it again.") from None
-    except (FileExistsError, NotADirectoryError) as error:
-        raise _refusal(archive, f"{error.filename!r} is a file and a folder") from None
+    except OSError as error:
+        if error.errno not in _FROM_NAMES:
+            raise
+        raise _refusal(archive, f"{error.strerror}, {error.filename}") from None
     yield Progress(label=label, done=packed, total=packed)
 
 

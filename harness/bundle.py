@@ -195,7 +195,7 @@ def _fetch(url: str, path: Path) -> Generator[Progress, None, bool]:
     found = file_digest(path)
     if found != ARCHIVE_PIN:
         raise DataError(
-            f"{path} is another file: got sha256 {found}, expected {ARCHIVE_PIN}",
+            f"{path} is another file: got sha256 {found[:12]}…, expected {ARCHIVE_PIN[:12]}…",
             f"Delete it to download {url}, or use it all the same: n prep eval --from {path}",
         )
     return True

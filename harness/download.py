@@ -61,16 +61,14 @@ def download(
     if found != sha256:
         part.unlink()
         raise DataError(
-            f"{url} is another file: got sha256 {found}, expected {sha256}",
-            f"Run the same command again, or use another mirror. {_elsewhere(path)}",
+            f"{url} is another file: got sha256 {found[:12]}…, expected {sha256[:12]}…",
+            f"Try again, or another mirror. {_elsewhere(path)}",
         )
     part.replace(path)
 
 
 def _elsewhere(path: Path) -> str:
-    return (
-        f"Download it on another machine and put it at {path}, or name it: n prep eval --from FILE"
-    )
+    return f"Fetch it elsewhere and put it at {path}, or run: n prep eval --from FILE"
 
 
 def _size(path: Path) -> int:

@@ -5,6 +5,7 @@ import random
 import stat
 import tarfile
 import zipfile
+from contextlib import suppress
 
 import pytest
 
@@ -172,7 +173,12 @@ def test_zip_that_states_too_small_a_size_is_refused(tmp_path):
 @pytest.mark.parametrize("second", ["A", "./a", "a/b"])
 def test_name_that_comes_twice_is_refused(write, second, tmp_path):
     archive = write(tmp_path / "archive", {"a": b"1", second: b"2"})
-    assert_refused(archive, tmp_path, "comes twice|a file and a folder")
+    assert_refused(archive, tmp_path, "comes twice|File exists|Not a directory")
+
+
+def test_name_longer_than_a_disk_can_hold_is_refused(write, tmp_path):
+    archive = write(tmp_path / "archive", {"a" * 300: b"1"})
+    assert_refused(archive, tmp_path, "too long")
 
 
 @pytest.mark.parametrize("keep", [0, 3, 0.5, 0.9])
@@ -193,3 +199,21 @@ def test_damaged_zip_is_refused_by_its_checksum(tmp_path):
         out.writestr("a", b"hello world")
     archive.write_bytes(archive.read_bytes().replace(b"hello world", b"hello w0rld"))
     assert_refused(archive, tmp_path, "no whole zip or tar")
+
+
+def test_damage_anywhere_is_refused_or_harmless(write, tmp_path):
+    """Flipped bytes give other bytes, or a refusal; never another error or another place."""
+    archive = write(tmp_path / "archive", FILES)
+    data, chance = archive.read_bytes(), random.Random(7)
+    box = tmp_path / "box"
+    box.mkdir()
+    for i in range(150):
+        damaged = bytearray(data)
+        for _ in range(chance.choice((1, 1, 4))):
+            damaged[chance.randrange(min(len(data), 4096))] = chance.randrange(256)
+        archive.write_bytes(damaged)
+        with suppress(DataError):
+            run(archive, box / f"{i}")
+    assert {path.name for path in tmp_path.iterdir()} == {"archive", "box"}
+    assert all(path.name.isdecimal() for path in box.iterdir())
+    assert not any(path.is_symlink() for path in box.rglob("*"))

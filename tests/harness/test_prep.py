@@ -134,7 +134,7 @@ def test_whole_bundle_is_left_as_it_is(official, folder, capsys):
 def test_archive_of_another_hash_is_refused_from_the_network(archive, folder, capsys):
     with serve(archive.read_bytes()) as server:
         assert prep.main(["--mirror", server.url]) == 4
-    assert f"expected {pins.ARCHIVE_PIN}" in capsys.readouterr().err
+    assert f"expected {pins.ARCHIVE_PIN[:12]}" in capsys.readouterr().err
     assert not folder.exists()
 
 
