@@ -268,12 +268,10 @@ def prep_data(context: typer.Context) -> None:
 
 @prep.command("eval", context_settings=PASSED_THROUGH)
 def prep_eval(context: typer.Context) -> None:
-    """The small eval bundle of `pocket`, into the data root unless --output names a folder."""
-    from harness import bundle
-    from nmoe.paths import data_root
-
-    output = () if context.args else ("--output", str(data_root().bundle(bundle.POCKET)))
-    become("nmoe.data.cli", "prep-bundle", *output, *context.args)
+    """The official eval bundle into the data root; with --output DIR, the small one of `pocket`."""
+    if any(argument.startswith("--output") for argument in context.args):
+        become("nmoe.data.cli", "prep-bundle", *context.args)
+    become("harness.prep", *context.args)
 
 
 evals = typer.Typer(help="Score checkpoints and compare scores.", rich_markup_mode=None)

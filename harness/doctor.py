@@ -7,8 +7,8 @@ import shutil
 from dataclasses import dataclass
 from typing import Literal
 
+from harness import bundle, leaderboard, plan, preflight, runs
 from harness import format as text
-from harness import leaderboard, plan, preflight, runs
 from harness.errors import BoardError, HarnessError
 from harness.hardware import Detection
 from nmoe.config import ConfigError
@@ -40,6 +40,7 @@ def examine(detection: Detection, root: DataRoot) -> tuple[Check, ...]:
         ),
         *_gpus(detection),
         *_root(root),
+        _bundle(root),
         _boards(root),
         _runs(root),
         *_default_run(detection, root),
@@ -95,6 +96,14 @@ def _root(root: DataRoot) -> list[Check]:
         Check(name="data root", verdict="ok", value=value),
         Check(name="disk", verdict="ok", value=f"{free} free"),
     ]
+
+
+def _bundle(root: DataRoot) -> Check:
+    status = bundle.status(root)
+    if status in ("official", "not fetched"):
+        return Check(name="eval bundle", verdict="ok", value=status)
+    fix = f"For the official one, move {root.bundle(bundle.OFFICIAL)} away and run: n prep eval"
+    return Check(name="eval bundle", verdict="note", value=status, fix=fix)
 
 
 def _boards(root: DataRoot) -> Check:

@@ -21,7 +21,8 @@ INTERRUPTED = 130
 TERMINATED = 143
 TAIL_LINES = 20
 TAIL_BYTES = 1 << 14
-TAIL_WIDTH = 300
+# An error names an address, a path and what to do.
+TAIL_WIDTH = 600
 
 HINTS = (
     (

@@ -15,6 +15,7 @@ from typing import cast
 
 from harness import runs
 from harness.errors import RunError
+from harness.pins import read_record
 from nmoe.config import ConfigError, Digests, Hardware, Plan, read_plan
 from nmoe.data.manifest import DataError, Manifest, digest, read_manifest
 from nmoe.events import OutcomeEvent, Record, ValEvent
@@ -152,7 +153,9 @@ def compute(folder: RunFolder, root: DataRoot) -> Score:
         doubts.append("the plan was made for hardware that is not there")
     if not _machine(plan):
         doubts.append("the machine is not known by name, so nothing can be compared with it")
-    is_official = _is_official(plan, result, state.val)
+    bundle = read_record(root.bundle(plan.data.bundle))
+    is_custom = bundle is not None and not bundle.is_official
+    is_official = not is_custom and _is_official(plan, result, state.val)
     return Score(
         result=result,
         cohort=_cohort(plan, result, is_official=is_official),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import bundle, dataset
+from harness import bundle, dataset, pins
 from harness import plan as planner
 from harness.hardware import detect
 from nmoe.config import Plan
@@ -104,13 +104,26 @@ def test_text_shorter_than_a_window_is_refused(root):
     assert "too short: got 1000 tokens, expected 1001" in dataset.problems(plan, root)[0].what
 
 
-def test_official_bundle_is_named_with_its_source_when_it_is_missing(root):
+def test_official_bundle_is_fetched_by_the_run_when_it_is_missing(root):
+    plan = plan_of("super", root)
+    ((*_, module, output),) = bundle.prep_commands(plan, root)
+    assert (module, output) == ("harness.prep", "--json")
+    (problem,) = bundle.problems(plan, root)
+    assert not problem.is_blocking
+    assert pins.OFFICIAL_URL in problem.what
+    assert "n prep eval --from FILE" in problem.fix
+
+
+def test_official_bundle_is_refused_when_a_part_of_it_is_missing(root):
+    write_bundle(root.bundle("eval_bundle"))
+    (root.bundle("eval_bundle") / "eval_data" / "a" / "x.jsonl").unlink()
     plan = plan_of("super", root)
     assert bundle.prep_commands(plan, root) == ()
     (problem,) = bundle.problems(plan, root)
     assert problem.exit_code == 4
-    assert bundle.OFFICIAL_URL in problem.fix
-    assert str(root.bundle("eval_bundle") / "core.yaml") in problem.fix
+    assert "eval_data/a/x.jsonl" in problem.what
+    assert "n prep eval" in problem.fix
+    assert bundle.status(root) == "not whole"
 
 
 def test_bundle_is_not_the_official_one_when_its_lists_differ(root):

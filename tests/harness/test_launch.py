@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from harness import exits, hardware, launch, ranks, runs
 from harness.attempt import Attempt, Patience
 from harness.errors import MachineError, RunError
 from harness.exits import Failure, Stop
+from harness.pins import OFFICIAL_URL
 from harness.run_state import RunState
 from nmoe.config import read_config
 from nmoe.event_log import read_events
@@ -411,6 +413,16 @@ def test_exit_names_the_last_error_when_the_preparation_fails(lab: Lab) -> None:
     assert state.exit.hint == "shard 3 is torn"
     assert state.result is not None
     assert state.result.reason == "shard 3 is torn"
+
+
+def test_exit_names_the_address_when_the_bundle_cannot_be_fetched(lab: Lab) -> None:
+    lab.patch.setenv("https_proxy", "http://127.0.0.1:9")
+    command = shlex.join([sys.executable, "-m", "harness.prep", "--json"])
+    state = lab.finished(lab.start("steps", prep=command))
+    assert state.exit is not None
+    assert (state.exit.status, state.exit.rc) == ("failed", 4)
+    assert state.exit.hint.startswith(f"cannot download {OFFICIAL_URL}: ")
+    assert "n prep eval --from FILE" in state.exit.hint
 
 
 def test_resume_goes_on_when_the_supervisor_died_in_preparation(lab: Lab) -> None:

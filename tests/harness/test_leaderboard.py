@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from harness import leaderboard, score
 from harness.errors import BoardError, RunError
 from harness.leaderboard import Board, Entry
+from harness.pins import BundleRecord, write_record
 from nmoe.config import Hardware, Plan, read_config
 from nmoe.event_log import EventLog
 from nmoe.events import CoreEvent, CoreTaskEvent, OutcomeEvent, PhaseEvent, StepEvent, ValEvent
@@ -112,6 +113,22 @@ def test_finish_uses_the_tracked_board_when_the_task_is_official(
     assert not root.board.exists()
     cohort = leaderboard.load(repo_board).entries[0].cohort
     assert (cohort.machine, cohort.devices, cohort.python) == ("NVIDIA H200", 1, None)
+
+
+@pytest.mark.parametrize("is_official", [True, False])
+def test_finish_uses_the_tracked_board_only_when_the_bundle_is_not_custom(
+    root: DataRoot, repo_board: Path, is_official: bool
+) -> None:
+    source = "hf:karpathy/fineweb-edu-100b-shuffle"
+    for split in ("train", "val"):
+        write_dataset(root.path / "speedrun" / split, source=source)
+    plan = official_plan()
+    record = BundleRecord(
+        is_official=is_official, differs=("core.yaml",), source="x", archive_sha256="y", files={}
+    )
+    write_record(root.bundle(plan.data.bundle), record)
+    event = leaderboard.finish(write_run(root, plan=plan, steps=256), root, repo_board=repo_board)
+    assert event.board == str(repo_board if is_official else root.board)
 
 
 def test_finish_marks_the_cohort_custom_when_official_rules_are_not_kept(
