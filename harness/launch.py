@@ -4,7 +4,6 @@ A run's lock is held by its supervisor and inherited by all its children: it is 
 last process of the run is gone.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -21,13 +20,12 @@ from pathlib import Path
 from harness import runs
 from harness.errors import HarnessError, MachineError, RunError
 from harness.hardware import num_cores
+from nmoe import paths
 from nmoe.config import Plan
 from nmoe.paths import REPO_ROOT, DataRoot, RunFolder, write_atomic
 
 SUPERVISOR = (sys.executable, "-m", "harness.supervise")
 RANK = (sys.executable, "-m", "nmoe.train")
-# One who asks whether a run is alive holds its lock for an instant.
-LOCK_PATIENCE_S = 1.0
 RETRY_S = 0.02
 # A GPU run's host work is loading and launching: more threads a rank only fight.
 MAX_GPU_RANK_THREADS = 8
@@ -91,17 +89,10 @@ def write_stop(folder: RunFolder, by: str) -> None:
 
 def take_lock(path: Path, *, refusal: HarnessError) -> int:
     """The descriptor of the lock file `path`, held; raises `refusal` when another holds it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    deadline = time.monotonic() + LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(fd)
-                raise refusal from None
-        time.sleep(RETRY_S)
+    fd = paths.take_lock(path)
+    if fd is None:
+        raise refusal
+    return fd
 
 
 def take_run_lock(folder: RunFolder) -> int:
@@ -211,10 +202,10 @@ def _spawn_supervisor(folder: RunFolder) -> None:
 
 def _child_env(folder: RunFolder) -> dict[str, str]:
     """This environment with the run's data root, and this checkout first on the path."""
-    paths = [str(REPO_ROOT), os.environ.get("PYTHONPATH", "")]
+    folders = [str(REPO_ROOT), os.environ.get("PYTHONPATH", "")]
     return dict(os.environ) | {
         "DATA_DIR": str(folder.root.parent.parent),
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONPATH": os.pathsep.join(filter(None, folders)),
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -3,12 +3,14 @@
 The only module that joins paths of a run and the only one that asks git.
 """
 
+import fcntl
 import hashlib
 import os
 import platform
 import re
 import secrets
 import subprocess
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -17,6 +19,8 @@ from pathlib import Path
 REPO_ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = REPO_ROOT / "constraints.txt"
 BOARD_NAME = "LEADERBOARD.json"
+LOCK_PATIENCE_S = 1.0
+LOCK_RETRY_S = 0.02
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -192,6 +196,24 @@ def write_atomic(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def take_lock(path: Path) -> int | None:
+    """The descriptor of the lock file `path`, held until it is closed; None when another holds it.
+
+    Whoever asks if a run is alive holds its lock for an instant, so this tries for a second.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                return None
+        time.sleep(LOCK_RETRY_S)
 
 
 def fsync_dir(folder: Path) -> None:

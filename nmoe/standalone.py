@@ -1,10 +1,8 @@
 """A run without the harness: its plan, its folder and lock, its exit record and result."""
 
-import fcntl
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -32,11 +30,9 @@ from nmoe.paths import (
     code_version,
     file_digest,
     new_run_id,
+    take_lock,
     write_atomic,
 )
-
-LOCK_PATIENCE_S = 1.0
-LOCK_RETRY_S = 0.02
 
 
 def make_plan(path: Path, *, overrides: Sequence[str], world: dist.World) -> Plan:
@@ -83,32 +79,18 @@ def create_folder(plan: Plan, folder: RunFolder) -> None:
 
 @contextmanager
 def locked(folder: RunFolder) -> Iterator[None]:
-    """Hold the run folder's lock; ConfigError when another process does.
-
-    Whoever asks if a run is alive holds the lock for an instant, so this tries for a second.
-    """
-    fd = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    deadline = time.monotonic() + LOCK_PATIENCE_S
+    """Hold the run folder's lock; ConfigError when another process does."""
+    fd = take_lock(folder.lock)
+    if fd is None:
+        raise ConfigError(
+            f"run {folder.run_id} is alive: another process holds its lock."
+            f" Stop it first: n stop {folder.run_id}"
+        )
     try:
-        while not _try_lock(fd):
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"run {folder.run_id} is alive: another process holds its lock."
-                    f" Stop it first: n stop {folder.run_id}"
-                )
-            time.sleep(LOCK_RETRY_S)
         folder.stop_request.unlink(missing_ok=True)
         yield
     finally:
         os.close(fd)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def record_exit(folder: RunFolder, *, rc: int, attempt: int) -> None:

@@ -20,6 +20,7 @@ from harness.errors import MachineError, RunError
 from harness.exits import Failure, Stop
 from harness.pins import OFFICIAL_URL
 from harness.run_state import RunState
+from nmoe import paths
 from nmoe.config import read_config
 from nmoe.event_log import read_events
 from nmoe.events import GpuEvent, LaunchEvent, OutcomeEvent, Status, StopRequestEvent
@@ -215,7 +216,7 @@ def test_gpu_is_sampled_and_refused_to_a_second_run_while_one_uses_it(
     monkeypatch.setattr(hardware, "detect", lambda: machine)
     monkeypatch.setattr(hardware, "open_sampler", lambda num_gpus: FixedSampler())
     monkeypatch.setattr(ranks, "SAMPLE_EVERY_S", 0.01)
-    monkeypatch.setattr(launch, "LOCK_PATIENCE_S", 0.0)
+    monkeypatch.setattr(paths, "LOCK_PATIENCE_S", 0.0)
     root = DataRoot(path=tmp_path, reason="test")
     first, second = gpu_attempt(root, "a"), gpu_attempt(root, "b")
     with ranks.own_gpus(first):
