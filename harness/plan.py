@@ -22,6 +22,7 @@ from nmoe.config import (
     Hardware,
     Plan,
     config_digest,
+    fit_micro_batch,
     read_config,
     with_train,
 )
@@ -101,8 +102,7 @@ def resolve(
         hardware = replace(detection.hardware, num_gpus=world)
     _check_split(choice, config, world)
     final, reason = _dtype(choice, config, hardware, dtype)
-    per_rank = config.train.batch_size // world
-    config = with_train(config, dtype=final, micro_batch=min(config.train.micro_batch, per_rank))
+    config = fit_micro_batch(with_train(config, dtype=final), world)
     code = code_version()
     return Plan(
         **{item.name: getattr(config, item.name) for item in fields(Config)},

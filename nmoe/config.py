@@ -288,6 +288,12 @@ def config_digest(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def fit_micro_batch(config: Config, world: int) -> Config:
+    """The config with a micro-batch no larger than the share of a step that one rank has."""
+    share = max(1, config.train.batch_size // world)
+    return with_train(config, micro_batch=min(config.train.micro_batch, share))
+
+
 def with_train(config: Config, **changes: Any) -> Config:
     """The config with some [train] values replaced."""
     return replace(config, train=replace(config.train, **changes))

@@ -20,6 +20,7 @@ from nmoe.config import (
     Hardware,
     Plan,
     config_digest,
+    fit_micro_batch,
     read_config,
 )
 from nmoe.event_log import EventLog, read_events
@@ -37,7 +38,7 @@ from nmoe.paths import (
 
 def make_plan(path: Path, *, overrides: Sequence[str], world: dist.World) -> Plan:
     """Resolve a TOML file for this machine; the dtype must be explicit. Raises ConfigError."""
-    config = read_config(path, overrides=overrides)
+    config = fit_micro_batch(read_config(path, overrides=overrides), world.size)
     if config.train.dtype == "auto":
         raise ConfigError(
             f'{path.name}: train.dtype: got "auto", expected a dtype. The trainer alone does not'

@@ -340,7 +340,10 @@ def test_torchrun_starts_two_ranks(root: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     env = os.environ | {"DATA_DIR": str(root), "PYTHONPATH": str(REPO_ROOT)}
     done = subprocess.run(
-        [*command, "-m", "nmoe.train", str(config), "--set", "train.steps=4"],
+        [
+            *(*command, "-m", "nmoe.train", str(config), "--set", "train.steps=4"),
+            *("--set", "train.micro_batch=8"),  # more than a rank's share: lowered to it
+        ],
         env=env,
         capture_output=True,
         text=True,
@@ -349,6 +352,7 @@ def test_torchrun_starts_two_ranks(root: Path) -> None:
     )
     folder = tiny.only_run(root)
     assert read_plan(folder.plan).world == 2
+    assert read_plan(folder.plan).train.micro_batch == 4
     assert len(losses(folder)) == 1, done.stderr
     outcome = tiny.events(folder, OutcomeEvent)[-1].event
     assert isinstance(outcome, OutcomeEvent)
