@@ -1,4 +1,4 @@
-"""Data without the harness: prep, verify, info, prep-bundle.
+"""Data without the harness: prep, prep-speedrun, verify, info, prep-bundle.
 
 `--json` prints one progress object a line on stdout; otherwise progress goes to stderr for people.
 Exit codes: 0 done, 2 usage, 4 data that cannot be made or used (the message is the last line).
@@ -17,18 +17,23 @@ from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
+from nmoe.data.download import DownloadError
+from nmoe.data.folder import DOWNLOADS_NAME, known_revision
 from nmoe.data.index import read_index
 from nmoe.data.manifest import DataError, Manifest, digest, read_manifest, verify
 from nmoe.data.minibundle import write_mini_bundle
 from nmoe.data.prep import SHARD_TOKENS, prepare
-from nmoe.data.sources import SOURCES, open_source
+from nmoe.data.sources import REMOTE_SOURCES, SOURCES, Remote, Source, open_source
+from nmoe.data.speedrun import VAL_TOKENS, Inputs, prepare_speedrun
 from nmoe.data.tokenizer import check_name, open_tokenizer
+from nmoe.paths import data_root
 
 DATA_EXIT = 4
 INTERRUPTED_EXIT = 130
 REPORT_EVERY_S = 0.1
 ERASE_LINE = "\x1b[K"  # what a longer line left behind
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([KMB]?)", re.IGNORECASE)
+REMOTE_OPTIONS = ("revision", "files", "exclude", "keep", "config", "split")
 COUNT_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -44,17 +49,18 @@ class Reporter:
         self._start: tuple[float, int, int] | None = None
         self._last = 0.0
 
-    def __call__(self, done: int, total: int, tokens: int = 0) -> None:
+    def __call__(self, done: int, total: int | None, tokens: int = 0) -> None:
         now = time.monotonic()
         self._start = self._start or (now, done, tokens)
-        if done < total and now - self._last < REPORT_EVERY_S:
+        if done != total and now - self._last < REPORT_EVERY_S:
             return
         self._last = now
         if self._is_json:
             line = {"job": self._job, "done": done, "total": total, "unit": self._unit}
             print(json.dumps(line), flush=True)
         elif self._is_terminal:
-            text = f"{done:,} of {total:,} {self._unit}{self._speed(now, done, total, tokens)}"
+            whole = "" if total is None else f" of {total:,}"
+            text = f"{done:,}{whole} {self._unit}{self._speed(now, done, total, tokens)}"
             print(f"\r{self._job}: {text}{ERASE_LINE}", end="", file=sys.stderr)
 
     def finish(self, text: str) -> None:
@@ -63,13 +69,13 @@ class Reporter:
             start, end = ("\r", ERASE_LINE) if self._is_terminal else ("", "")
             print(f"{start}{self._job}: {text}{end}", file=sys.stderr)
 
-    def _speed(self, now: float, done: int, total: int, tokens: int) -> str:
+    def _speed(self, now: float, done: int, total: int | None, tokens: int) -> str:
         assert self._start
         since, first_done, first_tokens = self._start
         parts = [""]
         if tokens > first_tokens:
             parts.append(f"{(tokens - first_tokens) / (now - since):,.0f} tokens/s")
-        if first_done < done < total:
+        if total is not None and first_done < done < total:
             seconds = round((now - since) * (total - done) / (done - first_done))
             parts.append(f"{timedelta(seconds=seconds)} left")
         if self._disk and self._disk.exists():
@@ -98,19 +104,75 @@ def _prep(args: argparse.Namespace) -> None:
     output: Path = args.output
     name = args.name or output.name
     report = Reporter(name, unit="bytes", is_json=args.json, disk=output)
-    source = open_source(args.source, args.dataset, text_key=args.text_key)
-    manifest = prepare(
-        source,
-        open_tokenizer(args.tokenizer),
-        output=output,
-        name=name,
-        shard_tokens=args.shard_tokens,
-        num_shards=args.num_shards,
-        max_tokens=args.max_tokens,
-        workers=args.workers,
-        progress=report,
-    )
+    try:
+        manifest = prepare(
+            _source(args),
+            open_tokenizer(args.tokenizer, mirror=args.mirror),
+            output=output,
+            name=name,
+            shard_tokens=args.shard_tokens,
+            num_shards=args.num_shards,
+            max_tokens=args.max_tokens,
+            workers=args.workers,
+            progress=report,
+        )
+    except DownloadError as error:
+        raise DataError(
+            f"{error}. Fetch the files elsewhere and read them with --source files"
+            " --dataset FOLDER, or name a mirror with --mirror URL."
+        ) from None
     report.finish(f"{_summary(manifest)} in {output}")
+
+
+def _source(args: argparse.Namespace) -> Source:
+    """The source that was named; an unfinished or whole dataset of it tells its revision."""
+    if args.source not in REMOTE_SOURCES:
+        given = [f"--{name}" for name in REMOTE_OPTIONS if getattr(args, name) is not None]
+        if given:
+            args.refuse(f"{', '.join(given)}: only for --source {' or '.join(REMOTE_SOURCES)}")
+        return open_source(args.source, args.dataset, text_key=args.text_key)
+    known = known_revision(args.output, f"{args.source}:{args.dataset[0]}")
+    remote = Remote(
+        folder=args.keep or args.output / DOWNLOADS_NAME,
+        keeps_files=args.keep is not None,
+        mirror=args.mirror,
+        revision=args.revision or known,
+        files=tuple(args.files or ()),
+        exclude=tuple(args.exclude or ()),
+        config=args.config,
+        split=args.split or "train",
+    )
+    return open_source(args.source, args.dataset, text_key=args.text_key, remote=remote)
+
+
+def _prep_speedrun(args: argparse.Namespace) -> None:
+    output: Path = args.output or data_root().dataset("speedrun")
+    if args.inputs is None and (args.val or args.text_key):
+        args.refuse("--val and --text-key: only with --from")
+    inputs = None
+    if args.inputs is not None:
+        text_key = args.text_key or "text"
+        inputs = Inputs(paths=tuple(args.inputs), val=tuple(args.val or ()), text_key=text_key)
+    reporters: list[Reporter] = []
+
+    def reporter(job: str) -> Reporter:
+        reporters.append(Reporter(job, unit="bytes", is_json=args.json, disk=output))
+        return reporters[-1]
+
+    made = prepare_speedrun(
+        output, inputs=inputs, mirror=args.mirror, workers=args.workers, reporter=reporter
+    )
+    for report, (split, manifest) in zip(reporters, made.items(), strict=True):
+        names = ", ".join([Path(name).name for name in manifest.inputs][:3])
+        more = len(manifest.inputs) - 3
+        read = f"{names} and {more} more" if more > 0 else names
+        report.finish(f"{_summary(manifest)} of {read} in {output / split}")
+    if made["val"].total_tokens < VAL_TOKENS and not args.json:
+        print(
+            f"validation is short: {made['val'].total_tokens:,} tokens, the speedrun has"
+            f" {VAL_TOKENS:,}; losses are not comparable with its",
+            file=sys.stderr,
+        )
 
 
 def _prep_bundle(args: argparse.Namespace) -> None:
@@ -149,6 +211,8 @@ def _info(args: argparse.Namespace) -> None:
     print(f"shards     {len(manifest.shards)}, {manifest.total_bytes:,} bytes")
     for key, value in manifest.facts.items():
         print(f"{key:<10} {value}")
+    if manifest.inputs:
+        print(f"inputs     {len(manifest.inputs)} files, their digests in manifest.json")
     print(f"digest     {digest(manifest)}")
 
 
@@ -180,12 +244,18 @@ def _parser() -> argparse.ArgumentParser:
     prep = verbs.add_parser("prep", help="documents to a dataset folder")
     prep.add_argument("--source", required=True, choices=SOURCES)
     prep.add_argument(
-        "--dataset", required=True, nargs="+", help="train or val of stdlib; else files or folders"
+        *("--dataset",),
+        required=True,
+        nargs="+",
+        help="train or val of stdlib; OWNER/NAME on a hub; else files or folders",
     )
     prep.add_argument("--output", required=True, type=Path, metavar="DIR")
     prep.add_argument("--name", help="label of the dataset (default: the folder's name)")
     prep.add_argument(
-        "--tokenizer", default="byte", type=_tokenizer, help="byte, gpt2 or gpt2:RANKS_FILE"
+        *("--tokenizer",),
+        default="byte",
+        type=_tokenizer,
+        help="byte, gpt2 or another encoding of tiktoken, ENCODING:RANKS_FILE, FILE.json[:EOS]",
     )
     prep.add_argument("--text-key", default="text", help="column or field that holds the text")
     prep.add_argument(
@@ -194,14 +264,21 @@ def _parser() -> argparse.ArgumentParser:
     shards = prep.add_mutually_exclusive_group()
     shards.add_argument("--num-shards", type=_count, metavar="N", help="shares of the input")
     shards.add_argument("--shard-tokens", type=_count, default=SHARD_TOKENS, metavar="N")
-    prep.add_argument(
-        "--workers",
-        type=_count,
-        default=len(os.sched_getaffinity(0)),
-        metavar="N",
-        help="threads that encode (default: the cores, here %(default)s)",
-    )
-    prep.set_defaults(run=_prep)
+    _add_remote_options(prep)
+    prep.set_defaults(run=_prep, refuse=prep.error)
+
+    speedrun = verbs.add_parser("prep-speedrun", help="the data of the speedrun, or one's own")
+    _add_speedrun_options(speedrun)
+    speedrun.set_defaults(run=_prep_speedrun, refuse=speedrun.error)
+    for verb in (prep, speedrun):
+        verb.add_argument("--mirror", metavar="URL", help="base URL in place of the hub's")
+        verb.add_argument(
+            "--workers",
+            type=_count,
+            default=len(os.sched_getaffinity(0)),
+            metavar="N",
+            help="threads that encode (default: the cores, here %(default)s)",
+        )
 
     bundle = verbs.add_parser("prep-bundle", help="write the mini eval bundle")
     bundle.add_argument("--output", required=True, type=Path, metavar="DIR")
@@ -215,9 +292,48 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("folder", type=Path)
     info.set_defaults(run=_info)
 
-    for verb in (prep, bundle, check, info):
+    for verb in (prep, speedrun, bundle, check, info):
         verb.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     return parser
+
+
+def _add_remote_options(prep: argparse.ArgumentParser) -> None:
+    remote = prep.add_argument_group("of hub_parquet and hf")
+    remote.add_argument("--revision", help="branch, tag or commit (default: main, at the start)")
+    remote.add_argument(
+        "--files", nargs="+", metavar="PATTERN", help="hub_parquet: which (default: *.parquet)"
+    )
+    remote.add_argument("--exclude", nargs="+", metavar="PATTERN", help="hub_parquet: which not")
+    remote.add_argument(
+        *("--keep",),
+        type=Path,
+        metavar="DIR",
+        help="hub_parquet: keep the files there (default: each is removed once it is read)",
+    )
+    remote.add_argument("--config", metavar="NAME", help="hf: a part of the dataset")
+    remote.add_argument("--split", metavar="NAME", help="hf: default train")
+
+
+def _add_speedrun_options(speedrun: argparse.ArgumentParser) -> None:
+    speedrun.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: speedrun in the data root"
+    )
+    speedrun.add_argument(
+        *("--from",),
+        dest="inputs",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="files or folders of .parquet, .jsonl or .txt instead of the hub's",
+    )
+    speedrun.add_argument(
+        *("--val",),
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="for validation (default: the last file in the order of names)",
+    )
+    speedrun.add_argument("--text-key", help="column or field that holds the text (default: text)")
 
 
 if __name__ == "__main__":

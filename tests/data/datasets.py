@@ -1,15 +1,15 @@
 """Small datasets for tests: counting tokens in shards of chosen sizes, and texts held in memory."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from nmoe.data.documents import START, Document, Place
 from nmoe.data.manifest import Manifest, write_manifest
 from nmoe.data.shards import write_shard
-from nmoe.data.sources import Document
 
 
 def write_counting(folder: Path, shard_tokens: Sequence[int], *, vocab_size: int = 65536) -> Path:
@@ -52,9 +52,12 @@ class Texts:
     def total_bytes(self) -> int:
         return len(self.texts)
 
-    def documents(self) -> Iterator[Document]:
-        for position, text in enumerate(self.texts, start=1):
-            yield Document(text=text, position=position)
+    def documents(self, start: Place = START) -> Generator[Document]:
+        for position, text in enumerate(self.texts[start.position :], start=start.position + 1):
+            yield Document(text=text, place=Place(position=position, row=1))
+
+    def inputs(self, end: Place) -> dict[str, str]:
+        return {f"text {number}": "" for number in range(end.position)}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

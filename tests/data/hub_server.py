@@ -1,0 +1,95 @@
+"""A hub on this machine: one dataset, its commits, files with ranges, and the GPT-2 ranks."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+PAGE_FILES = 2  # a page of the list; the hub's has a thousand
+
+
+class Hub:
+    """What it serves and how; `asked` collects (path, Range header) of every request."""
+
+    def __init__(self, repo: str, files: dict[str, bytes]) -> None:
+        self.repo, self.files = repo, files
+        self.commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+        self.others: dict[str, bytes] = {}  # by path
+        self.small: set[str] = set()  # files without sha256, as git keeps them
+        self.cuts: list[int] = []  # bytes after which the next connections break
+        self.asked: list[tuple[str, str | None]] = []
+        self.url = ""
+
+    @property
+    def fetched(self) -> list[str]:
+        """Names of the files that were asked for, in order."""
+        return [path.rpartition("/")[2] for path, _ in self.asked if "/resolve/" in path]
+
+    def answer(self, path: str, query: str) -> tuple[bytes, dict[str, str]] | None:
+        api = f"/api/datasets/{self.repo}"
+        if path in (f"{api}/revision/main", f"{api}/revision/{self.commit}"):
+            return json.dumps({"id": self.repo, "sha": self.commit}).encode(), {}
+        if path == f"{api}/tree/{self.commit}":
+            first = int(query.partition("cursor=")[2] or 0)
+            rows = [{"type": "directory", "oid": "0" * 40, "size": 0, "path": "data"}]
+            rows += [self._row(name) for name in self.files]
+            last = first + PAGE_FILES
+            more = f'<{self.url}{path}?recursive=true&cursor={last}>; rel="next"'
+            return json.dumps(rows[first:last]).encode(), {"Link": more} if rows[last:] else {}
+        name = path.removeprefix(f"/datasets/{self.repo}/resolve/{self.commit}/")
+        content = self.files.get(name, self.others.get(path))
+        return None if content is None else (content, {})
+
+    def _row(self, name: str) -> dict[str, object]:
+        content = self.files[name]
+        oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        row = {"type": "file", "path": name, "size": len(content), "oid": oid}
+        if name in self.small:
+            return row
+        return row | {"lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": len(content)}}
+
+
+@contextmanager
+def serve(hub: Hub) -> Iterator[Hub]:
+    """Serve until the block ends."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            wanted = self.headers.get("Range")
+            hub.asked.append((self.path, wanted))
+            url = urlsplit(self.path)
+            answer = hub.answer(unquote(url.path), url.query)
+            if answer is None:
+                self.send_error(404)
+                return
+            content, headers = answer
+            start = int(wanted[6:-1]) if wanted else 0
+            self.send_response(206 if start else 200)
+            if start:
+                last = len(content) - 1
+                self.send_header("Content-Range", f"bytes {start}-{last}/{len(content)}")
+            self.send_header("Content-Length", str(len(content) - start))
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.end_headers()
+            is_cut = hub.cuts and "/resolve/" in self.path
+            end = start + hub.cuts.pop(0) if is_cut else len(content)
+            with suppress(OSError):  # a client may have seen enough
+                self.wfile.write(content[start:end])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
