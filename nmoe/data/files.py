@@ -15,6 +15,7 @@ from nmoe.paths import file_digest
 if TYPE_CHECKING:
     import pyarrow.parquet
 
+NAMED_FILES = 8  # a source of more is named by its first and last
 FILES = "files"  # every kind, each file by its suffix
 
 
@@ -78,8 +79,10 @@ class FileSource:
         except OSError as error:
             raise DataError(f"cannot read {error.filename}: {error.strerror}.") from None
         listing = "".join(f"{file.path.name}\0{file.digest}\n" for file in files)
+        names = [Path(path).name for path in paths]
+        label = ",".join(names) if len(names) <= NAMED_FILES else f"{names[0]}…{names[-1]}"
         return cls(
-            name=f"{kind}:{','.join(Path(path).name for path in paths)}",
+            name=f"{kind}:{label}",
             files=tuple(files),
             text_key=text_key,
             revision=f"sha256-{hashlib.sha256(listing.encode()).hexdigest()}",

@@ -13,6 +13,8 @@ from nmoe.data.manifest import DataError
 # Ends of a text by custom, when nothing is said of which token it is.
 KNOWN_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+# Letters, signs and scripts: a vocabulary that cannot encode one of them fails at once.
+PROBE = "".join(map(chr, range(32, 127))) + "\n\u6771\U0001f600"
 SPACE = "\u2581"  # what SentencePiece writes for a space
 
 
@@ -75,15 +77,20 @@ class JsonTokenizer:
                 " expected one. Name it behind the file: FILE.json:TOKEN"
             )
         number = self._library.token_to_id(found[0])
-        if number is None or found[0] not in special or number in self.encode(found[0]):
+        if number is None or found[0] not in special:
             raise DataError(f"{found[0]!r} is no special token of it, so it cannot end a text")
+        if number in self.encode(found[0]):
+            raise DataError(f"a text that spells {found[0]} would get the token that ends a text")
         return number
 
 
 def _read(content: bytes) -> tuple[dict[str, Any], Library]:
     try:
         library = Library.from_str(content.decode("utf-8"))
-        # Of the file as the library understands it: every key is there.
+        library.encode_batch_fast([PROBE])
+        # The file as the library understands it: every key is there.
         return json.loads(library.to_str()), library
     except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
-        raise DataError(f"not a file of the `tokenizers` library ({error})") from None
+        raise DataError(
+            f"no file of the `tokenizers` library that encodes any text ({error})"
+        ) from None

@@ -86,8 +86,8 @@ def prepare(
                 inputs=source.inputs(done.place),
             )
             write_manifest(output, manifest)
-            is_cut = cut.is_reached(done) or source.total_bytes is None
-            total = done.place.position if is_cut else source.total_bytes
+            whole = None if cut.is_reached(done) else source.total_bytes
+            total = done.place.position if whole is None else whole
         (output / MARKER_NAME).unlink(missing_ok=True)
         shutil.rmtree(output / DOWNLOADS_NAME, ignore_errors=True)
     report(total, total, manifest.total_tokens)

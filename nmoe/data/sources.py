@@ -223,6 +223,7 @@ class HfSource:
                 split=self.remote.split,
                 revision=None if is_local else self.revision,
                 streaming=True,
+                cache_dir=str(self.remote.folder),
             )
             columns = stream.column_names
             if columns is not None and self.text_key not in columns:

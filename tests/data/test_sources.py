@@ -216,7 +216,7 @@ def test_inputs_are_the_files_that_were_read(tmp_path: Path) -> None:
 
 
 def hf(folder: Path, **asked: str) -> Source:
-    return open_source("hf", [str(folder)], remote=Remote(folder=folder / "x", **asked))
+    return open_source("hf", [str(folder)], remote=Remote(folder=folder.parent / "cache", **asked))
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def test_stream_revision_changes_when_a_file_does(hf_folder: Path) -> None:
 def test_stream_is_refused_when_split_or_column_is_absent(hf_folder: Path) -> None:
     with pytest.raises(DataError, match="datasets cannot read .*nosuch"):
         texts(hf(hf_folder, split="nosuch"))
-    remote = Remote(folder=hf_folder / "x")
+    remote = Remote(folder=hf_folder.parent / "cache")
     with pytest.raises(DataError, match="has no column 'body': got .*--text-key"):
         texts(open_source("hf", [str(hf_folder)], text_key="body", remote=remote))
     with pytest.raises(DataError, match="has no text in 'id': got int"):
