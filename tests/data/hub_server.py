@@ -20,6 +20,8 @@ class Hub:
         self.others: dict[str, bytes] = {}  # by path
         self.small: set[str] = set()  # files without sha256, as git keeps them
         self.cuts: list[int] = []  # bytes after which the next connections break
+        self.stalls_at = ""  # the file of which the first connection gets half, and waits
+        self.is_stalled, self.may_go_on = threading.Event(), threading.Event()
         self.asked: list[tuple[str, str | None]] = []
         self.url = ""
 
@@ -78,6 +80,12 @@ def serve(hub: Hub) -> Iterator[Hub]:
             is_cut = hub.cuts and "/resolve/" in self.path
             end = start + hub.cuts.pop(0) if is_cut else len(content)
             with suppress(OSError):  # a client may have seen enough
+                if self.path.endswith(hub.stalls_at or "\0") and not hub.is_stalled.is_set():
+                    self.wfile.write(content[start : end // 2])
+                    self.wfile.flush()
+                    hub.is_stalled.set()
+                    hub.may_go_on.wait()
+                    return
                 self.wfile.write(content[start:end])
 
         def log_message(self, *_: object) -> None:
@@ -90,6 +98,7 @@ def serve(hub: Hub) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.may_go_on.set()
         server.shutdown()
         server.server_close()
         thread.join()
