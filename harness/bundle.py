@@ -38,14 +38,17 @@ WARNING = 0
 MAX_ARCHIVE_BYTES = 256 << 20
 
 
-def prep_commands(plan: Plan, root: DataRoot) -> tuple[tuple[str, ...], ...]:
+def prep_commands(
+    plan: Plan, root: DataRoot, *, mirror: str | None = None
+) -> tuple[tuple[str, ...], ...]:
     """Commands that bring the bundle to wholeness; one that finds it whole changes nothing."""
     if plan.data.bundle == POCKET:
         output = str(root.bundle(POCKET))
         command = (sys.executable, "-m", "nmoe.data.cli", "prep-bundle", "--output", output)
         return ((*command, "--json"),)
     if plan.data.bundle == OFFICIAL and not root.bundle(OFFICIAL).exists():
-        return ((sys.executable, "-m", "harness.prep", "--json"),)
+        options = () if mirror is None else ("--mirror", mirror)
+        return ((sys.executable, "-m", "harness.prep", "--json", *options),)
     return ()
 
 

@@ -23,7 +23,7 @@ BYTES_PER_PARAMETER = 16
 SPARE_BYTES = 256 << 20
 # A rank with torch loaded and a small model, measured at 0.4 to 0.6 GiB.
 RANK_BYTES = 640 << 20
-# Vocabulary of each tokenizer with its end-of-text token.
+# Vocabulary with its end-of-text token, for data that is not there yet.
 VOCAB_SIZE = {"byte": 257, "gpt2": 50257}
 SHM = Path("/dev/shm")
 # Peer buffers hold rows there and back, forward and backward.
