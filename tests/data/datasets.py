@@ -8,8 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from nmoe.data.documents import START, Document, Place
-from nmoe.data.manifest import Manifest, write_manifest
-from nmoe.data.shards import write_shard
+from nmoe.data.manifest import Manifest, Shard, write_manifest
+from nmoe.data.shards import ShardWriter
+
+
+def write_shard(folder: Path, number: int, *, documents: Sequence[np.ndarray]) -> Shard:
+    """Write documents (EOS included) as one shard and its index."""
+    writer = ShardWriter(folder, number, dtype=documents[0].dtype)
+    try:
+        for tokens in documents:
+            writer.append(tokens)
+        return writer.close()
+    finally:
+        writer.discard()
 
 
 def write_counting(folder: Path, shard_tokens: Sequence[int], *, vocab_size: int = 65536) -> Path:
