@@ -31,7 +31,7 @@ TOKEN_BYTES = 2
 DOWNLOAD_BYTES = 20_000_000_000
 WAITING_BYTES = 200_000_000
 # One core of an AMD EPYC, from Parquet file to shard.
-TOKENS_PER_CORE_S = 1_000_000
+TOKENS_PER_CORE_S = 3_000_000
 
 
 def is_prepared_here(plan: Plan) -> bool:

@@ -28,6 +28,8 @@ from nmoe.data.manifest import DataError
 
 OFFICIAL_URL = "https://huggingface.co"
 REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# How long a download may take to notice that nobody waits for it; a dead connection takes longer.
+END_S = 1.0
 PAUSE_S = 1.0  # doubled with every attempt that brings nothing
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -152,7 +154,7 @@ def fetch_ahead(
         may_go_on.release(2)
         with suppress(queue.Empty):
             ready.get_nowait()
-        thread.join()
+        thread.join(END_S)
 
 
 def _fetch(

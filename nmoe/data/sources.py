@@ -235,7 +235,7 @@ class HfSource:
         except (OSError, ValueError, LookupError, DatasetsError) as error:
             if isinstance(error, DataError):
                 raise
-            reason = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0].rstrip(".")
             raise DataError(f"datasets cannot read {self.path}: {reason}.") from error
 
 

@@ -19,6 +19,7 @@ class Hub:
         self.commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         self.others: dict[str, bytes] = {}  # by path
         self.small: set[str] = set()  # files without sha256, as git keeps them
+        self.lost: set[str] = set()  # files that are listed, and not there
         self.cuts: list[int] = []  # bytes after which the next connections break
         self.stalls_at = ""  # the file of which the first connection gets half, and waits
         self.is_stalled, self.may_go_on = threading.Event(), threading.Event()
@@ -34,15 +35,17 @@ class Hub:
         api = f"/api/datasets/{self.repo}"
         if path in (f"{api}/revision/main", f"{api}/revision/{self.commit}"):
             return json.dumps({"id": self.repo, "sha": self.commit}).encode(), {}
-        if path == f"{api}/tree/{self.commit}":
+        if path.startswith(f"{api}/tree/{self.commit}"):
             first = int(query.partition("cursor=")[2] or 0)
+            inside = path.removeprefix(f"{api}/tree/{self.commit}").lstrip("/")
             rows = [{"type": "directory", "oid": "0" * 40, "size": 0, "path": "data"}]
             rows += [self._row(name) for name in self.files]
+            rows = [row for row in rows if inside in ("", str(row["path"]).rpartition("/")[0])]
             last = first + PAGE_FILES
             more = f'<{self.url}{path}?recursive=true&cursor={last}>; rel="next"'
             return json.dumps(rows[first:last]).encode(), {"Link": more} if rows[last:] else {}
         name = path.removeprefix(f"/datasets/{self.repo}/resolve/{self.commit}/")
-        content = self.files.get(name, self.others.get(path))
+        content = None if name in self.lost else self.files.get(name, self.others.get(path))
         return None if content is None else (content, {})
 
     def _row(self, name: str) -> dict[str, object]:
@@ -51,7 +54,8 @@ class Hub:
         row = {"type": "file", "path": name, "size": len(content), "oid": oid}
         if name in self.small:
             return row
-        return row | {"lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": len(content)}}
+        sha256 = hashlib.sha256(content).hexdigest()
+        return row | {"lfs": {"oid": sha256, "size": len(content), "pointerSize": 134}}
 
 
 @contextmanager
@@ -68,17 +72,17 @@ def serve(hub: Hub) -> Iterator[Hub]:
                 self.send_error(404)
                 return
             content, headers = answer
-            start = int(wanted[6:-1]) if wanted else 0
-            self.send_response(206 if start else 200)
-            if start:
-                last = len(content) - 1
-                self.send_header("Content-Range", f"bytes {start}-{last}/{len(content)}")
-            self.send_header("Content-Length", str(len(content) - start))
+            first, _, last = (wanted or "").removeprefix("bytes=").partition("-")
+            start, stop = int(first or 0), int(last or len(content) - 1) + 1
+            self.send_response(206 if wanted else 200)
+            if wanted:
+                self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
+            self.send_header("Content-Length", str(stop - start))
             for key, value in headers.items():
                 self.send_header(key, value)
             self.end_headers()
             is_cut = hub.cuts and "/resolve/" in self.path
-            end = start + hub.cuts.pop(0) if is_cut else len(content)
+            end = start + hub.cuts.pop(0) if is_cut else stop
             with suppress(OSError):  # a client may have seen enough
                 if self.path.endswith(hub.stalls_at or "\0") and not hub.is_stalled.is_set():
                     self.wfile.write(content[start : end // 2])
@@ -87,6 +91,19 @@ def serve(hub: Hub) -> Iterator[Hub]:
                     hub.may_go_on.wait()
                     return
                 self.wfile.write(content[start:end])
+
+        def do_HEAD(self) -> None:
+            """What the hub's own library asks of a file before it reads it."""
+            hub.asked.append((self.path, "HEAD"))
+            answer = hub.answer(unquote(urlsplit(self.path).path), "")
+            self.send_response(200 if answer else 404)
+            if answer:
+                self.send_header("Content-Length", str(len(answer[0])))
+                self.send_header("ETag", f'"{hashlib.sha256(answer[0]).hexdigest()}"')
+            else:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("X-Repo-Commit", hub.commit)
+            self.end_headers()
 
         def log_message(self, *_: object) -> None:
             pass

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +18,11 @@ import pytest
 from nmoe.data import hub as hub_module
 from nmoe.data.download import DownloadError
 from nmoe.data.folder import known_revision
-from nmoe.data.manifest import DataError, Manifest
+from nmoe.data.manifest import DataError, Manifest, read_manifest
 from nmoe.data.prep import prepare
 from nmoe.data.sources import HubSource, Remote, open_source
 from nmoe.data.tokenizer import open_tokenizer
+from nmoe.paths import REPO_ROOT
 from tests.data.datasets import contents
 from tests.data.hub_server import Hub, serve
 
@@ -260,3 +263,38 @@ def test_proxy_of_the_environment_is_used(hub, tmp_path, monkeypatch):
     remote = Remote(folder=tmp_path, mirror=through)
 
     assert open_source("hub_parquet", [REPO], remote=remote).revision == hub.commit
+
+
+def hf_prep(hub: Hub, output: Path) -> subprocess.CompletedProcess[str]:
+    """A process of its own: the library reads the mirror and its cache's place once."""
+    command = [sys.executable, "-m", "nmoe.data.cli", "prep", "--source", "hf", "--dataset", REPO]
+    return subprocess.run(
+        [*command, "--mirror", hub.url, "--output", str(output)],
+        cwd=REPO_ROOT,
+        env=os.environ | {"HF_HOME": str(output.parent / "hf_home")},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_datasets_streams_from_the_mirror_at_the_recorded_commit(hub, tmp_path):
+    del hub.files["README.md"]
+
+    done = hf_prep(hub, tmp_path / "set")
+
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(tmp_path / "set")
+    assert (manifest.source, manifest.revision) == (f"hf:{REPO}", hub.commit)
+    assert manifest.num_docs == 100
+    assert {path.suffix for path in (tmp_path / "set").iterdir()} == {".npy", ".idx", ".json"}
+
+
+def test_datasets_that_cannot_go_on_ends_with_one_line(hub, tmp_path):
+    del hub.files["README.md"]
+    hub.lost = {"data/01.parquet"}
+
+    done = hf_prep(hub, tmp_path / "set")
+
+    assert done.returncode == 4
+    assert done.stderr.splitlines()[-1].startswith(f"error: datasets cannot read {REPO}: ")
+    assert "Traceback" not in done.stderr
