@@ -16,7 +16,7 @@ from nmoe.data.manifest import (
     tokenizer_id,
     verify_sizes,
 )
-from nmoe.paths import DataRoot
+from nmoe.paths import DataRoot, existing
 
 POCKET = "pocket"
 SPEEDRUN = "speedrun"
@@ -109,8 +109,7 @@ def _to_be_prepared(folder: Path) -> Problem:
     train = folder / "train"
     there = sum(path.stat().st_size for path in train.glob("shard_*")) if train.is_dir() else 0
     needed = max(0, TOKEN_BYTES * SPEEDRUN_TOKENS - there) + WAITING_BYTES
-    place = next(each for each in (folder, *folder.parents) if each.exists())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(existing(folder)).free
     if free < needed:
         what = (
             f"the disk of {folder} cannot hold the data: got {text.bytes_(free)} free,"

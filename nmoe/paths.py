@@ -218,6 +218,11 @@ def take_lock(path: Path) -> int | None:
         time.sleep(LOCK_RETRY_S)
 
 
+def existing(path: Path) -> Path:
+    """The path itself or its nearest parent that exists."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder alone, after whoever holds it; the kernel lets go when the process dies."""

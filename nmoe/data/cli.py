@@ -20,48 +20,56 @@ from pathlib import Path
 from nmoe.data.download import DownloadError
 from nmoe.data.folder import DOWNLOADS_NAME, known_revision
 from nmoe.data.index import read_index
-from nmoe.data.manifest import DataError, Manifest, digest, read_manifest, verify
+from nmoe.data.manifest import MANIFEST_NAME, DataError, Manifest, digest, read_manifest, verify
 from nmoe.data.minibundle import write_mini_bundle
 from nmoe.data.prep import SHARD_TOKENS, prepare
 from nmoe.data.sources import REMOTE_SOURCES, SOURCES, Remote, Source, open_source
-from nmoe.data.speedrun import VAL_TOKENS, Inputs, prepare_speedrun
+from nmoe.data.speedrun import TRAIN_TOKENS, VAL_TOKENS, Inputs, prepare_speedrun
 from nmoe.data.tokenizer import check_name, open_tokenizer
-from nmoe.paths import data_root
+from nmoe.paths import data_root, existing
 
 DATA_EXIT = 4
 INTERRUPTED_EXIT = 130
 REPORT_EVERY_S = 0.1
+LINE_EVERY_S = 60.0  # into a file
 ERASE_LINE = "\x1b[K"  # what a longer line left behind
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([KMB]?)", re.IGNORECASE)
-REMOTE_OPTIONS = ("revision", "files", "exclude", "keep", "config", "split")
+REMOTE_OPTIONS = {
+    "hub_parquet": ("revision", "files", "exclude", "keep"),
+    "hf": ("revision", "config", "split"),
+}
 COUNT_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
 class Reporter:
-    """Progress of one job, at most ten times a second and always at its end.
+    """Progress of one job, at most ten times a second and always at its end; for people who read it
+    in a file, once a minute.
 
-    On a terminal it also tells the rate and the time left, and with `disk` the space left there.
+    People are also told the rate and the time left, and with `disk` the space left there.
     """
 
     def __init__(self, job: str, *, unit: str, is_json: bool, disk: Path | None = None) -> None:
         self._job, self._unit, self._is_json, self._disk = job, unit, is_json, disk
         self._is_terminal = sys.stderr.isatty()
         self._start: tuple[float, int, int] | None = None
-        self._last = 0.0
+        self._last = time.monotonic() if not (is_json or self._is_terminal) else 0.0
 
     def __call__(self, done: int, total: int | None, tokens: int = 0) -> None:
         now = time.monotonic()
         self._start = self._start or (now, done, tokens)
-        if done != total and now - self._last < REPORT_EVERY_S:
+        is_file = not (self._is_json or self._is_terminal)
+        pause = LINE_EVERY_S if is_file else REPORT_EVERY_S
+        if (is_file or done != total) and now - self._last < pause:
             return
         self._last = now
         if self._is_json:
             line = {"job": self._job, "done": done, "total": total, "unit": self._unit}
             print(json.dumps(line), flush=True)
-        elif self._is_terminal:
-            whole = "" if total is None else f" of {total:,}"
-            text = f"{done:,}{whole} {self._unit}{self._speed(now, done, total, tokens)}"
-            print(f"\r{self._job}: {text}{ERASE_LINE}", end="", file=sys.stderr)
+            return
+        whole = "" if total is None else f" of {total:,}"
+        text = f"{done:,}{whole} {self._unit}{self._speed(now, done, total, tokens)}"
+        start, end = ("\r", ERASE_LINE) if self._is_terminal else ("", "\n")
+        print(f"{start}{self._job}: {text}{end}", end="", file=sys.stderr, flush=True)
 
     def finish(self, text: str) -> None:
         """The closing line for people."""
@@ -126,10 +134,11 @@ def _prep(args: argparse.Namespace) -> None:
 
 def _source(args: argparse.Namespace) -> Source:
     """The source that was named; an unfinished or whole dataset of it tells its revision."""
+    for name in dict.fromkeys(name for names in REMOTE_OPTIONS.values() for name in names):
+        fitting = [source for source, names in REMOTE_OPTIONS.items() if name in names]
+        if getattr(args, name) is not None and args.source not in fitting:
+            args.refuse(f"--{name}: only for --source {' or '.join(fitting)}")
     if args.source not in REMOTE_SOURCES:
-        given = [f"--{name}" for name in REMOTE_OPTIONS if getattr(args, name) is not None]
-        if given:
-            args.refuse(f"{', '.join(given)}: only for --source {' or '.join(REMOTE_SOURCES)}")
         return open_source(args.source, args.dataset, text_key=args.text_key)
     known = known_revision(args.output, f"{args.source}:{args.dataset[0]}")
     remote = Remote(
@@ -159,6 +168,15 @@ def _prep_speedrun(args: argparse.Namespace) -> None:
         reporters.append(Reporter(job, unit="bytes", is_json=args.json, disk=output))
         return reporters[-1]
 
+    is_there = (output / "train" / MANIFEST_NAME).exists()
+    if inputs is None and not (is_there or args.json):
+        free = shutil.disk_usage(existing(output)).free
+        print(
+            f"speedrun: {TRAIN_TOKENS:,} tokens to train on and {VAL_TOKENS:,} to validate on take"
+            f" {2 * (TRAIN_TOKENS + VAL_TOKENS) / 1e9:.1f} GB in {output}, where"
+            f" {free / 1e9:,.1f} GB are free; interrupted, the same command goes on",
+            file=sys.stderr,
+        )
     made = prepare_speedrun(
         output, inputs=inputs, mirror=args.mirror, workers=args.workers, reporter=reporter
     )

@@ -181,6 +181,33 @@ def test_terminal_shows_rate_time_left_and_disk(
     assert "GB of disk left" in shown
 
 
+def test_file_gets_a_line_a_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ticks = iter([0.0, 30.0, 61.0, 62.0, 122.0])
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(ticks))
+    report = cli.Reporter("set", unit="bytes", is_json=False)
+
+    for done in (100, 200, 300, 400):
+        report(done, 1000, 10 * done)
+
+    assert capsys.readouterr().err.splitlines() == [
+        "set: 200 of 1,000 bytes, 32 tokens/s, 0:04:08 left",
+        "set: 400 of 1,000 bytes, 33 tokens/s, 0:03:04 left",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "option"),
+    [("text", "--revision"), ("parquet", "--files"), ("hf", "--keep"), ("hub_parquet", "--split")],
+)
+def test_option_of_another_source_is_refused(tmp_path: Path, source: str, option: str) -> None:
+    done = run(*("prep", "--source", source, "--dataset", "a/b"), option, "x", "--output", tmp_path)
+
+    assert done.returncode == 2
+    assert f"{option}: only for --source h" in done.stderr
+
+
 def test_prep_bundle_writes_the_bundle_once(tmp_path: Path) -> None:
     folder = tmp_path / "pocket_bundle"
 

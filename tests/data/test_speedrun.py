@@ -188,7 +188,8 @@ def test_no_network_is_one_line_that_names_what_to_fetch(arguments, monkeypatch,
     )
 
     assert (done.returncode, done.stdout) == (4, "")
-    [line] = done.stderr.splitlines()
+    disk, line = done.stderr.splitlines()
+    assert "take 20.0 GB in" in disk
     assert line.startswith("error: cannot reach http")
     assert f"https://huggingface.co/datasets/{REPO}" in line
     assert VAL_FILE in line
