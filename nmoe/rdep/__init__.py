@@ -1,6 +1,6 @@
 """RDEP, expert transport: tokens go straight to the owner of the expert, results straight back.
 
-Legend: T tokens of this rank, D model, K top-k, R rows received here.
+Legend: T tokens of this rank, D model, K top-k, R rows received here, S slots, B parts of d(gate).
 """
 
 from typing import Protocol
@@ -8,17 +8,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nmoe.config import Impl
 from nmoe.rdep.ipc import Ipc
-from nmoe.rdep.layout import Receipt, Rows, share
+from nmoe.rdep.layout import Arrived, share
 from nmoe.rdep.peers import PeerError, PeerLost, PeerTimeout
 from nmoe.rdep.single import Single
 
 __all__ = [
+    "Arrived",
     "PeerError",
     "PeerLost",
     "PeerTimeout",
-    "Receipt",
-    "Rows",
     "Transport",
     "open_transport",
     "share",
@@ -28,9 +28,10 @@ __all__ = [
 class Transport(Protocol):
     """Carries rows to their experts and back; all ranks make the same calls in the same order.
 
-    One layer is `dispatch`, the experts, `combine`; then the next layer. A backward pass runs on
+    One layer is `dispatch`, the experts, `combine`; then the next layer. A backward pass is
+    `dispatch_grads`, the gradients of the experts, `combine_grads`, layer by layer; it runs on
     every rank or on none, and through all layers before the next forward pass. A rank without
-    tokens takes part with T = 0.
+    tokens takes part with T = 0. Autograd is the caller's: `nmoe.moe`.
     """
 
     rank: int
@@ -39,12 +40,22 @@ class Transport(Protocol):
 
     def dispatch(
         self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, *, layer: int
-    ) -> tuple[Rows, Receipt]:
+    ) -> Arrived:
         """Send each token once to each distinct owner of its experts; ids int64, gates fp32."""
         ...
 
-    def combine(self, y_RD: Tensor, rows: Rows, receipt: Receipt) -> Tensor:
+    def combine(self, y_RD: Tensor, arrived: Arrived) -> Tensor:
         """y_TD, the sum of gate * y over each token's rows, in fp32, sent home one row an owner."""
+        ...
+
+    def dispatch_grads(self, dy_TD: Tensor, arrived: Arrived) -> Tensor:
+        """dy_SD: the gradient of y_TD in the slots that x had; valid until `combine_grads`."""
+        ...
+
+    def combine_grads(
+        self, dx_RD: Tensor, dgate_BR: Tensor, arrived: Arrived
+    ) -> tuple[Tensor, Tensor]:
+        """(dx_TD, dgates_TK): sums over each token's rows; x_SD and dy_SD are no longer read."""
         ...
 
     def close(self) -> None:
@@ -63,6 +74,7 @@ def open_transport(
     num_layers: int,
     dtype: torch.dtype,
     device: torch.device | str,
+    impl: Impl = "reference",
     timeout_s: float = 60.0,
 ) -> Transport:
     """The transport of `rank`: `Single` for a world of one, else `Ipc`, opened by all together.
@@ -75,7 +87,7 @@ def open_transport(
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"expert rows: got {dtype}, expected torch.float32 or torch.bfloat16.")
     if world == 1:
-        return Single(num_experts=num_experts, dtype=dtype)
+        return Single(num_experts=num_experts, dtype=dtype, impl=impl)
     if torch.device(device).type != "cpu":
         raise ValueError(
             f"expert transport on {world} ranks: got device {device}, expected cpu. "
