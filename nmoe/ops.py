@@ -128,6 +128,13 @@ def gate_grads(dgate_BR: Tensor, row_NK: Tensor, *, impl: Impl) -> Tensor:
     return _combine(impl).gate_grads(dgate_BR, row_NK)
 
 
+def peer_kernels() -> ModuleType:
+    """What writes into peers' memory and waits for them; CPU ranks do that without kernels."""
+    from nmoe.kernels import peers
+
+    return peers
+
+
 def linear_cross_entropy(
     x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, *, chunk: int, num_real: int, impl: Impl
 ) -> Tensor:

@@ -44,5 +44,8 @@ class Single:
         dx_TD = ops.combine(dx_RD, row_TK, None, impl=self._impl)
         return dx_TD, ops.gate_grads(dgate_BR, row_TK, impl=self._impl)
 
+    def check(self) -> None:
+        """Nothing waits."""
+
     def close(self) -> None:
         """Nothing is held."""
