@@ -178,10 +178,9 @@ class CoreTaskEvent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoreEvent(Event):
-    """The CORE score of the checkpoint at the passing validation, or an interim one of `step`.
+    """The CORE score of the passing validation's checkpoint, or an interim one of `step`.
 
-    `ci95` is a bootstrap interval over the items within each task; `without_boolq` is ours and no
-    part of CORE. `cap` is the most items a task, None for all.
+    `ci95` is a bootstrap interval over items; `without_boolq` is ours; `cap` None scores all items.
     """
 
     kind: ClassVar[str] = "core"
