@@ -161,8 +161,8 @@ def compute(folder: RunFolder, root: DataRoot) -> Score:
     if not _machine(plan):
         doubts.append("the machine is not known by name, so nothing can be compared with it")
     bundle = read_record(root.bundle(plan.data.bundle))
-    is_custom = bundle is not None and not bundle.is_official
-    is_official = not is_custom and _is_official(plan, result, state.val)
+    has_official_bundle = bundle is not None and bundle.is_official
+    is_official = has_official_bundle and _is_official(plan, result, state.val)
     return Score(
         result=result,
         cohort=_cohort(plan, result, is_official=is_official),
