@@ -68,13 +68,12 @@ class PromptSource:
 
     def _read(self, path: Path, cache: PromptCache) -> Columns | None:
         try:
-            found = read_columns(path)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
+            return read_columns(path)
+        except ValueError as error:
             cache.warn(f"{path} is damaged: {error}. It is made again.")
-            return None
-        return found
+        except OSError:
+            pass  # not there yet; where the disk is at fault, keeping it will tell
+        return None
 
     def _write(self, path: Path, columns: Columns, cache: PromptCache) -> None:
         try:
