@@ -158,7 +158,9 @@ def _score(args: argparse.Namespace) -> None:
     tokenizer = open_tokenizer(plan.data.tokenizer)
     model = load_model(plan, saved, vocab_size=tokenizer.vocab_size)
     stream = sys.stderr if args.json else sys.stdout
-    print(f"{plan.run_id}, {saved.path.name}, bundle {plan.data.bundle}", file=stream)
+    status = _bundle_status(data_root().bundle(plan.data.bundle))
+    kind = f", {status}" if status else ""
+    print(f"{plan.run_id}, {saved.path.name}, bundle {plan.data.bundle}{kind}", file=stream)
 
     def on_task(index: int, count: int, score: TaskScore) -> None:
         print(_task_line(index, count, score), file=stream, flush=True)
@@ -181,6 +183,7 @@ def _score(args: argparse.Namespace) -> None:
         "checkpoint": saved.path.name,
         "step": saved.manifest.progress.step,
         "bundle": plan.data.bundle,
+        "bundle_status": status,
         "records": str(records) if records else None,
         **asdict(result),
     }
@@ -188,6 +191,14 @@ def _score(args: argparse.Namespace) -> None:
         write_atomic(args.out, json.dumps(report, indent=1) + "\n")
     for line in [json.dumps(report)] if args.json else _total_lines(result, report):
         print(line)
+
+
+def _bundle_status(folder: Path) -> str | None:
+    """What the record of a bundle calls it: official, or custom and why; None without one."""
+    try:
+        return str(json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _records(args: argparse.Namespace, folder: RunFolder) -> Path | None:
