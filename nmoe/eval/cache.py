@@ -52,6 +52,11 @@ class PromptSource:
         self._encode, self._bos_id, self._cache = encode, bos_id, cache
         self._is_writable = True
 
+    @property
+    def has_cache(self) -> bool:
+        """Whether what one process renders can be found by another."""
+        return self._cache is not None
+
     def columns(self, task: Task) -> Columns:
         """The columns of `task`; raises CoreError as `make_columns` does."""
         if self._cache is None:

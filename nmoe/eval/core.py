@@ -143,22 +143,8 @@ def evaluate(
     )
     suite = read_tasks(bundle, cap=cap, labels=tasks)
     source = PromptSource(encode, bos_id, cache=cache)
-    began = time.perf_counter()
-    if gather is not None and cache is not None:
-        _share_rendering(source, suite, rank=rank, world=world, gather=gather)
-    prompt_seconds = time.perf_counter() - began
-    scores = []
     with _record_file(records if rank == 0 else None) as stream:
-        for number, task in enumerate(suite, start=1):
-            began = time.perf_counter()
-            columns = source.columns(task)
-            prompt_seconds += time.perf_counter() - began
-            began = time.perf_counter()
-            items = score_task(scorer, task, columns)
-            _write_records(stream, task, items)
-            scores.append(_summarise(task, items, time.perf_counter() - began))
-            if on_task:
-                on_task(number, len(suite), scores[-1])
+        scores, prompt_seconds = _score_suite(scorer, source, suite, stream, on_task)
     pins = tuple(file_digest(bundle / name) for name in ("core.yaml", "eval_meta_data.csv"))
     return CoreResult(
         core=_mean([score.centered for score in scores]),
@@ -173,20 +159,45 @@ def evaluate(
     )
 
 
+def _score_suite(
+    scorer: Scorer,
+    source: PromptSource,
+    suite: Sequence[Task],
+    stream: TextIO | None,
+    on_task: Callable[[int, int, TaskScore], None] | None,
+) -> tuple[list[TaskScore], float]:
+    """The scores of all tasks in turn, and the seconds that their prompts took."""
+    began = time.perf_counter()
+    _share_rendering(scorer, source, suite)
+    scores: list[TaskScore] = []
+    prompt_seconds = time.perf_counter() - began
+    for number, task in enumerate(suite, start=1):
+        began = time.perf_counter()
+        columns = source.columns(task)
+        rendered = time.perf_counter()
+        items = score_task(scorer, task, columns)
+        _write_records(stream, task, items)
+        scores.append(_summarise(task, items, time.perf_counter() - rendered))
+        prompt_seconds += rendered - began
+        if on_task:
+            on_task(number, len(suite), scores[-1])
+    return scores, prompt_seconds
+
+
 def centered(acc: float, baseline: float) -> float:
     """Accuracy on a scale where guessing (`baseline`, a fraction) is 0 and perfect is 1."""
     return (acc - baseline) / (1 - baseline)
 
 
-def _share_rendering(
-    source: PromptSource, suite: Sequence[Task], *, rank: int, world: int, gather: Gather
-) -> None:
+def _share_rendering(scorer: Scorer, source: PromptSource, suite: Sequence[Task]) -> None:
     """Each rank puts its share of the tasks into the cache, where all find them afterwards."""
+    if scorer.gather is None or scorer.world == 1 or not source.has_cache:
+        return
     # What cannot be rendered is raised when its turn comes, on all ranks at the same place.
     with suppress(CoreError):
-        for task in suite[rank::world]:
+        for task in suite[scorer.rank :: scorer.world]:
             source.columns(task)
-    gather(None)
+    scorer.gather(None)
 
 
 def _summarise(task: Task, items: Sequence[ItemScore], seconds: float) -> TaskScore:
