@@ -5,6 +5,7 @@ tell) and never as 0; NaN and the infinities come out as nan, inf and -inf.
 """
 
 import math
+from collections.abc import Sequence
 
 NOT_YET = "–"
 NOT_AVAILABLE = "N/A"
@@ -89,6 +90,11 @@ def loss(value: float | None, *, none: str = NOT_YET) -> str:
 def core(value: float | None, *, none: str = NOT_YET) -> str:
     """A CORE score to four decimals: 0.0644."""
     return fixed(value, decimals=4, none=none)
+
+
+def interval(value: Sequence[float] | None) -> str:
+    """The interval of a CORE score behind it: [0.0581, 0.0707]; nothing when it is unknown."""
+    return "" if value is None else f" [{', '.join(map(core, value))}]"
 
 
 def learning_rate(value: float | None, *, none: str = NOT_YET) -> str:

@@ -23,7 +23,16 @@ from harness.describe import describe
 from harness.errors import RunError
 from harness.run_state import RunState
 from harness.tables import safe
-from nmoe.events import Event, GpuEvent, PhaseEvent, PrepEvent, Record, ResultEvent, encode
+from nmoe.events import (
+    CoreTaskEvent,
+    Event,
+    GpuEvent,
+    PhaseEvent,
+    PrepEvent,
+    Record,
+    ResultEvent,
+    encode,
+)
 from nmoe.paths import RunFolder
 
 Output = Literal["all", "json", "quiet"]
@@ -206,7 +215,7 @@ class Bars:
             self._set(safe(event.job), event.done, event.total, safe(note))
         elif event.kind in ("step", "val"):
             self._set("training", state.step, state.steps, numbers(state))
-        elif event.kind == "core_task" and state.core_tasks:
+        elif isinstance(event, CoreTaskEvent) and not event.is_interim and state.core_tasks:
             last = state.core_tasks[-1]
             self._set("CORE", len(state.core_tasks), last.count, safe(last.name))
 
@@ -244,7 +253,8 @@ def _conclude(folder: RunFolder, state: RunState, people: People) -> None:
         people.say(
             f"target {text.loss(result.target)} reached: {text.loss(result.loss)} after"
             f" {text.exact_seconds(result.train_s)} and {text.count(result.step)} steps,"
-            f" CORE {text.core(result.core)}{place}"
+            f" CORE {text.core(result.core)}"
+            f"{text.interval(state.core.ci95 if state.core else None)}{place}"
         )
         if result.reason:
             people.say(f"not on a board: {result.reason}")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from harness import runs
 from harness.errors import RunError
@@ -34,7 +34,9 @@ class Result:
     """What a run achieved and everything it depends on; None is not told by the run's files.
 
     `loss`, `step`, `tokens` and `train_s` belong to the validation that ended the race when the
-    target was reached, else to the last thing the run logged. Times are seconds.
+    target was reached, else to the last thing the run logged. Times are seconds. `core_low` and
+    `core_high` bound CORE (95 %, items drawn again); `core_without_boolq` is ours and no part of
+    it; then the items with an option that was cut to the context, or had nothing to score.
     """
 
     run_id: str
@@ -72,6 +74,11 @@ class Result:
     versions: dict[str, str]
     created: str
     finished: str
+    core_low: float | None = None
+    core_high: float | None = None
+    core_without_boolq: float | None = None
+    core_cropped: int | None = None
+    core_empty_regions: int | None = None
 
     def __post_init__(self) -> None:
         _check_tasks(self.core_tasks)
@@ -154,8 +161,8 @@ def compute(folder: RunFolder, root: DataRoot) -> Score:
     if not _machine(plan):
         doubts.append("the machine is not known by name, so nothing can be compared with it")
     bundle = read_record(root.bundle(plan.data.bundle))
-    is_custom = bundle is not None and not bundle.is_official
-    is_official = not is_custom and _is_official(plan, result, state.val)
+    has_official_bundle = bundle is not None and bundle.is_official
+    is_official = has_official_bundle and _is_official(plan, result, state.val)
     return Score(
         result=result,
         cohort=_cohort(plan, result, is_official=is_official),
@@ -196,12 +203,7 @@ def _result(
         peak_memory_bytes=outcome.peak_memory_bytes if outcome else None,
         params_total=outcome.params_total if outcome else None,
         params_active=outcome.params_active if outcome else None,
-        core=_finite(state.core.score if state.core else None),
-        core_tasks={
-            task.name: {"items": task.items, "acc": task.acc, "centered": task.centered}
-            for task in state.core_tasks
-        },
-        core_bundle=state.core.bundle if state.core else None,
+        **_core_values(state),
         seed=plan.train.seed,
         dtype=plan.dtype,
         dtype_reason=plan.dtype_reason,
@@ -217,6 +219,25 @@ def _result(
         created=plan.created,
         finished=datetime.fromtimestamp(finished, UTC).isoformat(timespec="seconds"),
     )
+
+
+def _core_values(state: runs.RunState) -> dict[str, Any]:
+    """The fields of a result that tell of CORE."""
+    core = state.core
+    low, high = core.ci95 if core and core.ci95 else (None, None)
+    return {
+        "core": _finite(core.score if core else None),
+        "core_low": _finite(low),
+        "core_high": _finite(high),
+        "core_without_boolq": _finite(core.without_boolq if core else None),
+        "core_cropped": core.cropped if core else None,
+        "core_empty_regions": core.empty_regions if core else None,
+        "core_tasks": {
+            task.name: {"items": task.items, "acc": task.acc, "centered": task.centered}
+            for task in state.core_tasks
+        },
+        "core_bundle": core.bundle if core else None,
+    }
 
 
 def _check_tasks(tasks: Mapping[str, object]) -> None:

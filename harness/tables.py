@@ -108,7 +108,7 @@ def check_lines(checks: Sequence[Check]) -> list[str]:
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:
-    """Two scored models by task: accuracies, the items only one has right, McNemar's p."""
+    """Two scored models by task: accuracies, the items only one has right, McNemar's p; CORE."""
     head = ("TASK", "N", "ACC A", "ACC B", "ONLY A", "ONLY B", "P")
     body = [
         (
@@ -122,7 +122,14 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         )
         for row in (*comparison.tasks, comparison.total)
     ]
-    return [f"A {safe(comparison.a)}", f"B {safe(comparison.b)}", *columns([head, *body])]
+    lines = [f"A {safe(comparison.a)}", f"B {safe(comparison.b)}", *columns([head, *body])]
+    core = comparison.core
+    if core is not None:
+        lines.append(
+            f"CORE A {text.core(core.a)}, B {text.core(core.b)},"
+            f" B - A {text.core(core.difference)}{text.interval(core.ci95)}"
+        )
+    return lines + [f"note: {safe(note)}" for note in comparison.notes]
 
 
 def plan_lines(plan: Plan, root: DataRoot) -> list[str]:

@@ -149,10 +149,15 @@ class Checkpoint(Every):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Eval:
-    """CORE after the target; `cap` items a task at the most, 0 for all."""
+class Eval(Every):
+    """CORE after the target on `cap` items a task at the most, 0 for all.
 
+    Also `every` so many steps while training goes on, off the clock, on `interim_cap` items a task.
+    """
+
+    every: int = 0
     cap: int = 0
+    interim_cap: int = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,13 +281,15 @@ def read_plan(path: Path) -> Plan:
 
 
 def config_digest(config: Config) -> str:
-    """sha256 over the recipe: seed, steps, micro-batches, logging and paths are left out."""
+    """sha256 over the recipe: without seed, steps, micro-batches, logging, paths, interim CORE."""
     sections = {
         f.name: asdict(getattr(config, f.name)) for f in fields(Config) if f.name != "preset"
     }
     del sections["log"], sections["checkpoint"]
     for name in ("seed", "steps", "micro_batch"):
         del sections["train"][name]
+    for name in ("every", "interim_cap"):
+        del sections["eval"][name]
     del sections["data"]["data_path"]
     text = json.dumps(sections, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -324,6 +331,10 @@ def check(config: Config) -> None:
         (config.log.every > 0, "[log] every must be positive"),
         (config.validation.windows > 0, "[validation] windows must be positive"),
         (config.checkpoint.keep > 0, "[checkpoint] keep must be positive"),
+        (
+            min(config.eval.every, config.eval.cap, config.eval.interim_cap) >= 0,
+            "[eval] every, cap and interim_cap must not be negative",
+        ),
         (config.target.target_loss > 0, "[target] target_loss must be positive"),
         (config.optim.eps > 0, "[optim] eps must be positive"),
         (config.schedule.warmup_steps >= 0, "[schedule] warmup_steps must not be negative"),

@@ -154,7 +154,11 @@ class EpochEvent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoreTaskEvent(Event):
-    """One CORE task is scored: `index` of `count` tasks, `items` scored."""
+    """One CORE task is scored: `index` of `count` tasks, `items` scored after `step`.
+
+    `ci95` is of `acc`; `cropped` and `empty_regions` count items with an option that was cut to
+    the context, or had nothing to score. An interim one was scored while training went on.
+    """
 
     kind: ClassVar[str] = "core_task"
     name: str
@@ -164,11 +168,20 @@ class CoreTaskEvent(Event):
     acc: float
     centered: float
     seconds: float
+    baseline: float | None = None
+    ci95: tuple[float, float] | None = None
+    cropped: int | None = None
+    empty_regions: int | None = None
+    step: int | None = None
+    is_interim: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoreEvent(Event):
-    """The CORE score of the checkpoint at the passing validation."""
+    """The CORE score of the passing validation's checkpoint, or an interim one of `step`.
+
+    `ci95` is a bootstrap interval over items; `without_boolq` is ours; `cap` None scores all items.
+    """
 
     kind: ClassVar[str] = "core"
     score: float
@@ -176,6 +189,14 @@ class CoreEvent(Event):
     items: int
     bundle: str
     seconds: float
+    ci95: tuple[float, float] | None = None
+    without_boolq: float | None = None
+    cropped: int | None = None
+    empty_regions: int | None = None
+    version: str = ""
+    cap: int | None = None
+    step: int | None = None
+    is_interim: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,25 +302,9 @@ class GpuEvent(Event):
 KINDS: dict[str, type[Event]] = {
     cls.kind: cls
     for cls in (
-        PhaseEvent,
-        PrepEvent,
-        LaunchEvent,
-        RankEvent,
-        CompileEvent,
-        StepEvent,
-        ValEvent,
-        RouterEvent,
-        CheckpointEvent,
-        EpochEvent,
-        CoreTaskEvent,
-        CoreEvent,
-        AlertEvent,
-        StopRequestEvent,
-        StopAckEvent,
-        OutcomeEvent,
-        ExitEvent,
-        ResultEvent,
-        GpuEvent,
+        *(PhaseEvent, PrepEvent, LaunchEvent, RankEvent, CompileEvent, StepEvent, ValEvent),
+        *(RouterEvent, CheckpointEvent, EpochEvent, CoreTaskEvent, CoreEvent, AlertEvent),
+        *(StopRequestEvent, StopAckEvent, OutcomeEvent, ExitEvent, ResultEvent, GpuEvent),
     )
 }
 

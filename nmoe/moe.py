@@ -1,16 +1,19 @@
 """Mixture of experts: router with bias balancing, stacked expert weights, the layer.
 
-Shapes: B batch, S sequence, T = B*S tokens, D model, F expert hidden, K top-k, E experts,
-e local experts, R received rows.
+Shapes: B batch, S sequence, T = B*S tokens, D model, F expert hidden, G columns of w13, K top-k,
+E experts, e local experts.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nmoe import ops
 from nmoe.config import Activation, Config, Impl
+from nmoe.expert_layout import pack
 from nmoe.layers import Linear, SwiGLU
-from nmoe.rdep import Rows, Transport
+from nmoe.rdep import Transport
 
 BIAS_LIMIT = 16.0
 
@@ -54,43 +57,78 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """The stacked weights of this rank's experts: w1, w3 [e, D, F] and w2 [e, F, D]."""
 
-    def __init__(self, config: Config, local: range) -> None:
+    def __init__(self, config: Config, transport: Transport, *, layer: int) -> None:
         super().__init__()
-        self.local = local
+        self.transport, self.layer = transport, layer
+        self.local = transport.local_experts
         self.activation: Activation = config.experts.activation
         self.impl: Impl = config.model.impl
-        dim, hidden = config.model.dim, config.experts.hidden
-        self.w1_eDF = nn.Parameter(torch.empty(len(local), dim, hidden))
-        self.w2_eFD = nn.Parameter(torch.empty(len(local), hidden, dim))
+        dim, hidden, count = config.model.dim, config.experts.hidden, len(self.local)
+        self.w1_eDF = nn.Parameter(torch.empty(count, dim, hidden))
+        self.w2_eFD = nn.Parameter(torch.empty(count, hidden, dim))
         self.w3_eDF = (
-            nn.Parameter(torch.empty(len(local), dim, hidden))
+            nn.Parameter(torch.empty(count, dim, hidden))
             if self.activation != "relu_squared"
             else None
         )
 
-    def forward(self, rows: Rows) -> Tensor:
-        """y_RD of the received rows, not yet gated."""
-        dtype = rows.x_SD.dtype
-        w3_eDF = None if self.w3_eDF is None else self.w3_eDF.to(dtype)
-        return ops.experts(
-            rows.x_SD,
-            rows.index_R,
-            rows.ends_e,
-            (self.w1_eDF.to(dtype), self.w2_eFD.to(dtype), w3_eDF),
-            activation=self.activation,
-            impl=self.impl,
+    def forward(self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor) -> Tensor:
+        """y_TD: each token's gated sum over its experts, wherever they are."""
+        w13_eDG = pack(self.w1_eDF, self.w3_eDF)
+        return _Experts.apply(x_TD, experts_TK, gates_TK, w13_eDG, self.w2_eFD, self)
+
+
+class _Experts(torch.autograd.Function):
+    """Dispatch, experts, combine, and the same backward.
+
+    Kept for backward: what arrived (x in its slots, the rows), the pre-activations h and the
+    weights in the dtype of x. The gradients of the weights have the dtype of the weights.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TD: Tensor,
+        experts_TK: Tensor,
+        gates_TK: Tensor,
+        w13_eDG: Tensor,
+        w2_eFD: Tensor,
+        layer: Experts,
+    ) -> Tensor:
+        impl, activation = layer.impl, layer.activation
+        w13, w2 = w13_eDG.to(x_TD.dtype), w2_eFD.to(x_TD.dtype)
+        arrived = layer.transport.dispatch(x_TD, experts_TK, gates_TK, layer=layer.layer)
+        h_RG, a_RF = ops.up(arrived.x_SD, w13, arrived.rows, activation=activation, impl=impl)
+        y_RD = ops.down(a_RF, w2, arrived.rows, impl=impl)
+        ctx.layer, ctx.arrived, ctx.dtype = layer, arrived, w13_eDG.dtype
+        ctx.save_for_backward(h_RG, w13, w2)
+        return layer.transport.combine(y_RD, arrived)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dy_TD,) = grads
+        h_RG, w13, w2 = ctx.saved_tensors
+        layer, arrived = ctx.layer, ctx.arrived
+        rows, impl, activation = arrived.rows, layer.impl, layer.activation
+        dy_SD = layer.transport.dispatch_grads(dy_TD.contiguous(), arrived)
+        dh_RG, gated_RF, dgate_BR = ops.down_grad(
+            dy_SD, w2, h_RG, rows, activation=activation, impl=impl
         )
+        dw2, dw13 = (torch.empty_like(w, dtype=ctx.dtype) for w in (w2, w13))
+        ops.weight_grad(gated_RF, dy_SD, rows, dw2, gathered="right", impl=impl)
+        ops.weight_grad(arrived.x_SD, dh_RG, rows, dw13, gathered="left", impl=impl)
+        dx_RD = ops.up_grad(dh_RG, w13, rows, impl=impl)
+        dx_TD, dgates_TK = layer.transport.combine_grads(dx_RD, dgate_BR, arrived)
+        return dx_TD, None, dgates_TK, dw13, dw2, None
 
 
 class MoE(nn.Module):
-    """Route, dispatch, experts, combine, add the shared expert."""
+    """Route, the experts of every token, add the shared expert."""
 
     def __init__(self, config: Config, transport: Transport, *, layer: int) -> None:
         super().__init__()
-        self.transport = transport
-        self.layer = layer
         self.router = Router(config)
-        self.experts = Experts(config, transport.local_experts)
+        self.experts = Experts(config, transport, layer=layer)
         shared = config.experts.num_shared * config.experts.hidden
         self.shared = SwiGLU(config.model.dim, shared) if shared else None
 
@@ -98,8 +136,7 @@ class MoE(nn.Module):
         """(y_BSD, aux): `aux` is the load-balance loss summed over the batch's sequences."""
         x_TD = x_BSD.flatten(0, 1)
         experts_TK, gates_TK, scores_TE = self.router(x_TD)
-        rows, receipt = self.transport.dispatch(x_TD, experts_TK, gates_TK, layer=self.layer)
-        y_TD = self.transport.combine(self.experts(rows), rows, receipt)
+        y_TD = self.experts(x_TD, experts_TK, gates_TK)
         if self.shared is not None:
             y_TD = y_TD + self.shared(x_TD)
         return y_TD.view_as(x_BSD), balance_loss(experts_TK, scores_TE, batch=x_BSD.shape[0])

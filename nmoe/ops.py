@@ -1,16 +1,26 @@
 """The seam between the model and its implementations: each operation once, `impl` chooses.
 
-`reference` is plain torch and the specification; an implementation that is not built is refused.
+`reference` is plain torch, the specification; `triton` are kernels for sm_90 and sm_100. What is
+not built is refused. Layout of rows and expert weights: `nmoe.expert_layout`.
+
+Legend: S slots, N slots with choices, K top-k, R rows, D model, F expert hidden, G columns of w13,
+e local experts, B parts of d(gate).
 """
+
+from types import ModuleType
+from typing import Literal
 
 from torch import Tensor
 
 from nmoe.config import Activation, ConfigError, Impl
+from nmoe.expert_layout import Rows, capacity
+from nmoe.reference import combine as reference_combine
 from nmoe.reference import experts as reference_experts
 from nmoe.reference import linear_cross_entropy as reference_cross_entropy
 from nmoe.reference import route as reference_route
+from nmoe.reference import sort as reference_sort
 
-BUILT: tuple[Impl, ...] = ("reference",)
+ROW_TILE = 128
 
 
 def route(
@@ -24,24 +34,105 @@ def route(
             raise _not_built("route")
 
 
-def experts(
-    x_SD: Tensor,
-    index_R: Tensor,
-    ends_e: Tensor,
-    weights: tuple[Tensor, Tensor, Tensor | None],
+def sort_rows(
+    experts_NK: Tensor,
+    gates_NK: Tensor,
+    local_experts: range,
+    *,
+    count_P: Tensor | None = None,
+    stride: int | None = None,
+    impl: Impl,
+) -> Rows:
+    """Rows of the local experts; `count_P` and `stride` say which slots each source has filled."""
+    first, num_experts = local_experts.start, len(local_experts)
+    match impl:
+        case "reference":
+            return reference_sort.sort_rows(
+                experts_NK,
+                gates_NK,
+                first_expert=first,
+                num_experts=num_experts,
+                count_P=count_P,
+                stride=stride,
+            )
+        case "triton":
+            from nmoe.kernels import sort
+
+            num_slots, top_k = experts_NK.shape
+            choices = num_slots * min(top_k, num_experts)
+            return sort.sort_rows(
+                experts_NK,
+                gates_NK,
+                first_expert=first,
+                num_experts=num_experts,
+                tile=ROW_TILE,
+                num_rows=capacity(choices, num_experts, tile=ROW_TILE),
+                count_P=count_P,
+                stride=stride,
+            )
+
+
+def up(
+    x_SD: Tensor, w13_eDG: Tensor, rows: Rows, *, activation: Activation, impl: Impl
+) -> tuple[Tensor, Tensor]:
+    """(h_RG, a_RF): pre-activations x W13, kept for backward, and activations."""
+    return _experts(impl).up(x_SD, w13_eDG, rows, activation=activation)
+
+
+def down(a_RF: Tensor, w2_eFD: Tensor, rows: Rows, *, impl: Impl) -> Tensor:
+    """y_RD = a W2 of each row's expert; not gated."""
+    return _experts(impl).down(a_RF, w2_eFD, rows)
+
+
+def down_grad(
+    dy_SD: Tensor,
+    w2_eFD: Tensor,
+    h_RG: Tensor,
+    rows: Rows,
     *,
     activation: Activation,
     impl: Impl,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dh_RG, gated_RF, dgate_BR): gated_RF is gate * a, for dW2."""
+    return _experts(impl).down_grad(dy_SD, w2_eFD, h_RG, rows, activation=activation)
+
+
+def up_grad(dh_RG: Tensor, w13_eDG: Tensor, rows: Rows, *, impl: Impl) -> Tensor:
+    """dx_RD = dh W13^T of each row's expert; not yet summed over the rows of a slot."""
+    return _experts(impl).up_grad(dh_RG, w13_eDG, rows)
+
+
+def weight_grad(
+    left: Tensor,
+    right: Tensor,
+    rows: Rows,
+    out_eMN: Tensor,
+    *,
+    gathered: Literal["left", "right"],
+    accumulate: Tensor | None = None,
+    impl: Impl,
 ) -> Tensor:
-    """y_RD: every received row through its expert; `weights` are (w1_eDF, w2_eFD, w3_eDF)."""
-    w1_eDF, w2_eFD, w3_eDF = weights
-    match impl:
-        case "reference":
-            return reference_experts.experts(
-                x_SD, index_R, ends_e, w1_eDF, w2_eFD, w3_eDF, activation=activation
-            )
-        case "triton":
-            raise _not_built("experts")
+    """out[e] = left^T right over the rows of expert e, or added to it where `accumulate` says."""
+    return _experts(impl).weight_grad(
+        left, right, rows, out_eMN, gathered=gathered, accumulate=accumulate
+    )
+
+
+def combine(y_RD: Tensor, row_NK: Tensor, gates_NK: Tensor | None, *, impl: Impl) -> Tensor:
+    """y_ND: fp32 sum over choices of gate * y[row], rounded once; without gates the plain sum."""
+    return _combine(impl).combine(y_RD, row_NK, gates_NK)
+
+
+def gate_grads(dgate_BR: Tensor, row_NK: Tensor, *, impl: Impl) -> Tensor:
+    """dgates_NK, fp32, of the parts that `down_grad` left; 0 where there is no row."""
+    return _combine(impl).gate_grads(dgate_BR, row_NK)
+
+
+def peer_kernels() -> ModuleType:
+    """What writes into peers' memory and waits for them; CPU ranks do that without kernels."""
+    from nmoe.kernels import peers
+
+    return peers
 
 
 def linear_cross_entropy(
@@ -55,6 +146,26 @@ def linear_cross_entropy(
             )
         case "triton":
             raise _not_built("linear_cross_entropy")
+
+
+def _experts(impl: Impl) -> ModuleType:
+    match impl:
+        case "reference":
+            return reference_experts
+        case "triton":
+            from nmoe.kernels import experts
+
+            return experts
+
+
+def _combine(impl: Impl) -> ModuleType:
+    match impl:
+        case "reference":
+            return reference_combine
+        case "triton":
+            from nmoe.kernels import combine
+
+            return combine
 
 
 def _not_built(name: str) -> ConfigError:

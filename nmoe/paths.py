@@ -53,6 +53,11 @@ class DataRoot:
         """Folder of the eval bundle `name`."""
         return self.path / "eval" / name
 
+    @property
+    def core_cache(self) -> Path:
+        """Folder of rendered and encoded CORE tasks; it may be deleted at any time."""
+        return self.path / "cache" / "core"
+
     def tokenizer(self, file_name: str) -> Path:
         """A vocabulary that was put there by hand."""
         return self.path / "tokenizers" / file_name

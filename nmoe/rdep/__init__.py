@@ -1,6 +1,6 @@
 """RDEP, expert transport: tokens go straight to the owner of the expert, results straight back.
 
-Legend: T tokens of this rank, D model, K top-k, R rows received here.
+Legend: T tokens of this rank, D model, K top-k, R rows received here, S slots, B parts of d(gate).
 """
 
 from typing import Protocol
@@ -8,17 +8,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nmoe.rdep.ipc import Ipc
-from nmoe.rdep.layout import Receipt, Rows, share
-from nmoe.rdep.peers import PeerError, PeerLost, PeerTimeout
+from nmoe.config import Impl
+from nmoe.rdep.device import DeviceWire, flag_region
+from nmoe.rdep.host import HostWire
+from nmoe.rdep.ipc import PHASES, Ipc, Wire, regions
+from nmoe.rdep.layout import Arrived, share
+from nmoe.rdep.peers import PeerError, PeerLost, Peers, PeerTimeout
 from nmoe.rdep.single import Single
+from nmoe.rdep.symmetric import SymmetricMemory
 
 __all__ = [
+    "Arrived",
     "PeerError",
     "PeerLost",
     "PeerTimeout",
-    "Receipt",
-    "Rows",
     "Transport",
     "open_transport",
     "share",
@@ -28,9 +31,10 @@ __all__ = [
 class Transport(Protocol):
     """Carries rows to their experts and back; all ranks make the same calls in the same order.
 
-    One layer is `dispatch`, the experts, `combine`; then the next layer. A backward pass runs on
+    One layer is `dispatch`, the experts, `combine`; then the next layer. A backward pass is
+    `dispatch_grads`, the gradients of the experts, `combine_grads`, layer by layer; it runs on
     every rank or on none, and through all layers before the next forward pass. A rank without
-    tokens takes part with T = 0.
+    tokens takes part with T = 0. Autograd is the caller's: `nmoe.moe`.
     """
 
     rank: int
@@ -39,17 +43,34 @@ class Transport(Protocol):
 
     def dispatch(
         self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, *, layer: int
-    ) -> tuple[Rows, Receipt]:
+    ) -> Arrived:
         """Send each token once to each distinct owner of its experts; ids int64, gates fp32."""
         ...
 
-    def combine(self, y_RD: Tensor, rows: Rows, receipt: Receipt) -> Tensor:
+    def combine(self, y_RD: Tensor, arrived: Arrived) -> Tensor:
         """y_TD, the sum of gate * y over each token's rows, in fp32, sent home one row an owner."""
+        ...
+
+    def dispatch_grads(self, dy_TD: Tensor, arrived: Arrived) -> Tensor:
+        """dy_SD: the gradient of y_TD in the slots that x had; valid until `combine_grads`."""
+        ...
+
+    def combine_grads(
+        self, dx_RD: Tensor, dgate_BR: Tensor, arrived: Arrived
+    ) -> tuple[Tensor, Tensor]:
+        """(dx_TD, dgates_TK): sums over each token's rows; x_SD and dy_SD are no longer read."""
+        ...
+
+    def check(self) -> None:
+        """Raise PeerTimeout when a wait on the device has given up; waits for the device."""
         ...
 
     def close(self) -> None:
         """Leave; peers that still wait for this rank raise PeerLost."""
         ...
+
+
+SLOTS = 64  # of a source: kernels read and write whole blocks of them
 
 
 def open_transport(
@@ -63,6 +84,7 @@ def open_transport(
     num_layers: int,
     dtype: torch.dtype,
     device: torch.device | str,
+    impl: Impl = "reference",
     timeout_s: float = 60.0,
 ) -> Transport:
     """The transport of `rank`: `Single` for a world of one, else `Ipc`, opened by all together.
@@ -74,14 +96,38 @@ def open_transport(
     local_experts = share(num_experts, rank=rank, world=world)
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"expert rows: got {dtype}, expected torch.float32 or torch.bfloat16.")
-    if world == 1:
-        return Single(num_experts=num_experts, dtype=dtype)
-    if torch.device(device).type != "cpu":
+    if torch.device(device).type == "cuda" and impl == "reference" and world > 1:
         raise ValueError(
-            f"expert transport on {world} ranks: got device {device}, expected cpu. "
-            "Run on one rank."
+            f'expert transport on {world} ranks: got impl "reference" on {device}, expected '
+            '"triton". Run the reference on one rank or on CPU ranks.'
         )
+    if world == 1:
+        return Single(num_experts=num_experts, dtype=dtype, impl=impl)
+    stride = max_tokens if impl == "reference" else -(-max_tokens // SLOTS) * SLOTS
+    needed = regions(
+        world=world,
+        stride=stride,
+        top_k=top_k,
+        dim=dim,
+        num_layers=num_layers,
+        dtype=dtype,
+    )
+    device = torch.device(device)
+    if impl == "triton":
+        needed |= flag_region(world)
+    memory: Peers | SymmetricMemory
+    if device.type == "cuda":
+        memory = SymmetricMemory(rank=rank, world=world, regions=needed, device=device)
+    else:
+        memory = Peers(rank=rank, world=world, regions=needed, phases=PHASES, timeout_s=timeout_s)
+    wire: Wire
+    if isinstance(memory, Peers) and impl == "reference":
+        wire = HostWire(memory, stride=stride, num_experts=num_experts)
+    else:
+        each = len(local_experts)
+        wire = DeviceWire(memory, stride=stride, experts_per_rank=each, timeout_s=timeout_s)
     return Ipc(
+        wire,
         rank=rank,
         world=world,
         local_experts=local_experts,
@@ -90,5 +136,4 @@ def open_transport(
         max_tokens=max_tokens,
         num_layers=num_layers,
         dtype=dtype,
-        timeout_s=timeout_s,
     )

@@ -18,11 +18,10 @@ it:
 - counts, experts, gates: read before my FR signal. They are put in the next FD, after its source's
   FR wait.
 - recv[layer]: read before my BR signal of that layer (forward only: before my FR signal). It is put
-  in the layer's next FD, after its source's BR (FR) wait. So the experts' weight gradients must be
-  done when the gradient of x_SD arrives here, unless the experts copied their rows out in the
-  forward pass, as `nmoe.reference.experts` does.
-- dy: copied out between my BD wait and my BR signal. It is put in the next BD, after its source's
-  BR wait.
+  in the layer's next FD, after its source's BR (FR) wait. So the weight gradients, which read it,
+  must be done before combine_grads.
+- dy: read between my BD wait and my BR signal, the weight gradients included. It is put in the next
+  BD, after its source's BR wait.
 - home: summed between my FR (BR) wait and my next FD or BD signal. It is put in the next FR or BR,
   after its source's FD or BD wait, which needs that signal. Both directions share it. Only the
   owners that my own ids name are read, so what others left there does not matter.
@@ -31,30 +30,96 @@ Each phase has its own epoch, which only grows and is compared with >=: a signal
 however early it comes. Ranks without tokens or rows put no rows but signal all the same.
 
 All ranks make the same calls in the same order, and each rank checks its own: dispatch, combine; in
-the backward pass combine's, then dispatch's. An anchor that requires grad makes every rank record
-both, whatever its inputs.
+the backward pass dispatch_grads, combine_grads.
 
-Legend: T tokens, D model, K top-k, R rows, P ranks, S = P * max_tokens slots, U (source, token)
-pairs with at least one row here.
+How bytes move is a matter of the wire: `nmoe.rdep.host` between CPU ranks, `nmoe.rdep.device` of
+GPUs. The latter runs everything on one stream, so "before" above is the order of launches.
+
+Legend: T tokens, D model, K top-k, R rows, P ranks, S = P * stride slots, B parts of d(gate).
 """
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from nmoe import ops
+from nmoe.config import Impl
 from nmoe.rdep import layout
-from nmoe.rdep.layout import Receipt, Rows
-from nmoe.rdep.peers import Peers, Region
+from nmoe.rdep.layout import Arrived
+from nmoe.rdep.peers import Region
 
-_PHASES = ("FD", "FR", "BD", "BR")
+PHASES = ("FD", "FR", "BD", "BR")
+
+
+class Wire(Protocol):
+    """Moves rows, sums and flags between ranks; knows nothing of the order of calls."""
+
+    impl: Impl
+    stride: int  # slots of a source, at least its tokens
+
+    def local(self, region: str) -> Tensor:
+        """My own region."""
+        ...
+
+    def push_choices(self, experts_TK: Tensor, gates_TK: Tensor) -> None:
+        """Ids, gates and the number of tokens to every rank."""
+        ...
+
+    def push_rows(self, region: str, x_TD: Tensor, experts_TK: Tensor) -> None:
+        """Each row once to every distinct owner of its token, into the token's slot there."""
+        ...
+
+    def push_sums(self, y_RD: Tensor, row_SK: Tensor, gates_SK: Tensor | None) -> None:
+        """The (gated) sum of every slot with a row here to its source, one row each."""
+        ...
+
+    def push_gate_grads(self, dgate_BR: Tensor, row_SK: Tensor) -> None:
+        """d(gate) of every choice with a row here to the source of its token."""
+        ...
+
+    def sum_home(self, experts_TK: Tensor) -> Tensor:
+        """y_TD: what the owners of each token's experts left here, in rank order, in fp32."""
+        ...
+
+    def sync(self, phase: str) -> None:
+        """Signal every rank, wait for every rank."""
+        ...
+
+    def check(self) -> None:
+        """Raise PeerTimeout when a wait has given up; a device is waited for."""
+        ...
+
+    def close(self) -> None:
+        """Leave."""
+        ...
+
+
+def regions(
+    *, world: int, stride: int, top_k: int, dim: int, num_layers: int, dtype: torch.dtype
+) -> dict[str, Region]:
+    """What every rank holds for its peers to write."""
+    slots, choices = (world, stride, dim), (world, stride, top_k)
+    shared = {
+        "counts": Region(shape=(world,), dtype=torch.int32),
+        "experts": Region(shape=choices, dtype=torch.int32),
+        "gates": Region(shape=choices, dtype=torch.float32),
+        "dy": Region(shape=slots, dtype=dtype),
+        "home": Region(shape=slots, dtype=dtype),
+        "dgates": Region(shape=(stride * top_k,), dtype=torch.float32),
+    }
+    # a region of its own for each layer, because x_SD of every layer lives until its backward
+    return shared | {
+        f"recv{layer}": Region(shape=slots, dtype=dtype) for layer in range(num_layers)
+    }
 
 
 class Ipc:
-    """Expert transport of several CPU ranks over host shared memory."""
+    """Expert transport of several ranks of one host."""
 
     def __init__(
         self,
+        wire: Wire,
         *,
         rank: int,
         world: int,
@@ -64,151 +129,84 @@ class Ipc:
         max_tokens: int,
         num_layers: int,
         dtype: torch.dtype,
-        timeout_s: float,
     ) -> None:
-        self.rank, self.world = rank, world
+        self.wire, self.rank, self.world = wire, rank, world
         self.local_experts = local_experts
-        slots, choices = (world, max_tokens, dim), (world, max_tokens, top_k)
-        regions = {
-            "counts": Region(shape=(world, 1), dtype=torch.int64),
-            "experts": Region(shape=choices, dtype=torch.int32),
-            "gates": Region(shape=choices, dtype=torch.float32),
-            "dy": Region(shape=slots, dtype=dtype),
-            "home": Region(shape=slots, dtype=dtype),
-            "dgates": Region(shape=(max_tokens * top_k,), dtype=torch.float32),
-        }
-        # a region of its own for each layer, because x_SD of every layer lives until its backward
-        regions |= {f"recv{layer}": Region(shape=slots, dtype=dtype) for layer in range(num_layers)}
-        self.peers = Peers(
-            rank=rank, world=world, regions=regions, phases=_PHASES, timeout_s=timeout_s
-        )
         self._dtype, self._max_tokens, self._top_k, self._dim = dtype, max_tokens, top_k, dim
         self._turns = [0] * num_layers
         self._due = ""
-        self._anchor = torch.zeros((), requires_grad=True)
 
     def dispatch(
         self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, *, layer: int
-    ) -> tuple[Rows, Receipt]:
+    ) -> Arrived:
         self._check(x_TD, experts_TK, gates_TK, layer=layer)
         self._enter("dispatch", due="", then="combine")
-        with torch.no_grad():
-            receipt, gates_R = self._dispatch(x_TD, experts_TK, gates_TK, layer=layer)
-        x_SD, gates_R = _Dispatch.apply(x_TD, gates_TK, self._anchor, gates_R, self, receipt)
-        arrivals = receipt.arrivals
-        return (
-            Rows(x_SD=x_SD, index_R=arrivals.index_R, gates_R=gates_R, ends_e=arrivals.ends_e),
-            receipt,
+        wire = self.wire
+        wire.push_choices(experts_TK, gates_TK)
+        wire.push_rows(f"recv{layer}", x_TD, experts_TK)
+        wire.sync("FD")
+        gates_SK = wire.local("gates").flatten(0, 1)
+        rows = ops.sort_rows(
+            wire.local("experts").flatten(0, 1),
+            gates_SK,
+            self.local_experts,
+            count_P=wire.local("counts"),
+            stride=wire.stride,
+            impl=wire.impl,
+        )
+        self._turns[layer] += 1
+        return Arrived(
+            x_SD=wire.local(f"recv{layer}").flatten(0, 1),
+            rows=rows,
+            gates_NK=gates_SK,
+            experts_TK=experts_TK,
+            layer=layer,
+            turn=self._turns[layer],
         )
 
-    def combine(self, y_RD: Tensor, rows: Rows, receipt: Receipt) -> Tensor:
-        if y_RD.dtype != self._dtype or len(y_RD) != len(rows.index_R):
+    def combine(self, y_RD: Tensor, arrived: Arrived) -> Tensor:
+        num_rows = len(arrived.rows.slot_R)
+        if y_RD.dtype != self._dtype or len(y_RD) != num_rows:
             got = f"{y_RD.dtype} {tuple(y_RD.shape)}"
-            raise ValueError(
-                f"combine: got y {got}, expected {self._dtype} with {len(rows.index_R)} rows."
-            )
+            raise ValueError(f"combine: got y {got}, expected {self._dtype} with {num_rows} rows.")
         self._enter("combine", due="combine", then="")
-        return _Combine.apply(y_RD, rows.gates_R, self, receipt)
+        self.wire.push_sums(y_RD, arrived.rows.row_NK, arrived.gates_NK)
+        self.wire.sync("FR")
+        return self.wire.sum_home(arrived.experts_TK)
+
+    def dispatch_grads(self, dy_TD: Tensor, arrived: Arrived) -> Tensor:
+        if arrived.turn != self._turns[arrived.layer]:
+            raise RuntimeError(
+                f"backward of layer {arrived.layer}: its rows are gone, a later dispatch of the "
+                "layer overwrote them. Run each backward pass before the next forward pass."
+            )
+        self._enter("dispatch_grads", due="", then="combine_grads")
+        self.wire.push_rows("dy", dy_TD, arrived.experts_TK)
+        self.wire.sync("BD")
+        return self.wire.local("dy").flatten(0, 1)
+
+    def combine_grads(
+        self, dx_RD: Tensor, dgate_BR: Tensor, arrived: Arrived
+    ) -> tuple[Tensor, Tensor]:
+        self._enter("combine_grads", due="combine_grads", then="")
+        self.wire.push_sums(dx_RD, arrived.rows.row_NK, None)
+        self.wire.push_gate_grads(dgate_BR, arrived.rows.row_NK)
+        self.wire.sync("BR")
+        shape = arrived.experts_TK.shape
+        dgates_TK = self.wire.local("dgates")[: shape.numel()].clone().view(shape)
+        return self.wire.sum_home(arrived.experts_TK), dgates_TK
+
+    def check(self) -> None:
+        self.wire.check()
 
     def close(self) -> None:
         self._due = "nothing: the transport is closed"
-        self.peers.close()
-
-    def _dispatch(
-        self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, *, layer: int
-    ) -> tuple[Receipt, Tensor]:
-        peers, num_experts = self.peers, len(self.local_experts) * self.world
-        sent_P = layout.destinations(experts_TK, num_experts=num_experts, world=self.world)
-        count, experts_wire = torch.tensor([len(x_TD)]), experts_TK.int()
-        for owner in range(self.world):
-            peers.put(owner, "counts", count, at=(self.rank,))
-            peers.put(owner, "experts", experts_wire, at=(self.rank,))
-            peers.put(owner, "gates", gates_TK, at=(self.rank,))
-        self._push(f"recv{layer}", x_TD, sent_P)
-        self._sync("FD")
-        counts_P = tuple(peers.local("counts").flatten().tolist())
-        arrivals = layout.arrivals(
-            _used(peers.local("experts"), counts_P).long(),
-            counts_P,
-            local_experts=self.local_experts,
-            stride=self._max_tokens,
-        )
-        gates_R = _used(peers.local("gates"), counts_P).flatten()[arrivals.choice_R]
-        self._turns[layer] += 1
-        receipt = Receipt(
-            layer=layer,
-            turn=self._turns[layer],
-            counts_P=counts_P,
-            sent_P=sent_P,
-            arrivals=arrivals,
-        )
-        return receipt, gates_R
-
-    def slots(self, receipt: Receipt) -> Tensor:
-        """x_SD: the receive region of the receipt's layer, in place."""
-        return self.peers.local(f"recv{receipt.layer}").flatten(0, 1)
-
-    def return_sums(self, y_RD: Tensor, gates_R: Tensor, receipt: Receipt) -> Tensor:
-        """FR: gated sums of each (source, token) go home; y_TD."""
-        arrivals = receipt.arrivals
-        lengths = [len(tokens) for tokens in arrivals.tokens_P]
-        sums_UD = torch.zeros(sum(lengths), self._dim)
-        sums_UD.index_add_(0, arrivals.pair_R, y_RD.float() * gates_R[:, None])
-        for home, part in enumerate(sums_UD.to(self._dtype).split(lengths)):
-            self.peers.put(home, "home", part, at=(self.rank,), index=arrivals.tokens_P[home])
-        self._sync("FR")
-        return self._sum_home(receipt)
-
-    def push_grads(self, dy_TD: Tensor, receipt: Receipt) -> Tensor:
-        """BD: the gradient of y goes to the owners of its rows; dy_RD, a copy."""
-        if receipt.turn != self._turns[receipt.layer]:
-            raise RuntimeError(
-                f"backward of layer {receipt.layer}: its rows are gone, a later dispatch of the "
-                "layer overwrote them. Run each backward pass before the next forward pass."
-            )
-        self._enter("backward of combine", due="", then="backward of dispatch")
-        self._push("dy", dy_TD, receipt.sent_P)
-        self._sync("BD")
-        return self.peers.local("dy").flatten(0, 1).index_select(0, receipt.arrivals.index_R)
-
-    def return_grads(
-        self, dx_SD: Tensor, dgates_R: Tensor, receipt: Receipt
-    ) -> tuple[Tensor, Tensor]:
-        """BR: dx of each (source, token) and the gates' gradients go home; dx_TD, dgates_TK."""
-        self._enter("backward of dispatch", due="backward of dispatch", then="")
-        arrivals, num_choices = receipt.arrivals, [n * self._top_k for n in receipt.counts_P]
-        starts = torch.tensor([0, *num_choices]).cumsum(0)
-        home_R = torch.bucketize(arrivals.choice_R, starts[1:], right=True)
-        for home, tokens in enumerate(arrivals.tokens_P):
-            row = (home_R == home).nonzero().flatten()
-            choice = arrivals.choice_R[row] - starts[home]
-            part = dx_SD.index_select(0, tokens + home * self._max_tokens)
-            self.peers.put(home, "home", part, at=(self.rank,), index=tokens)
-            self.peers.put(home, "dgates", dgates_R[row], index=choice)
-        self._sync("BR")
-        dgates = self.peers.local("dgates")[: num_choices[self.rank]].clone()
-        return self._sum_home(receipt), dgates.view(-1, self._top_k)
-
-    def _push(self, region: str, rows_TD: Tensor, sent_P: tuple[Tensor, ...]) -> None:
-        for owner, tokens in enumerate(sent_P):
-            rows = rows_TD.index_select(0, tokens)
-            self.peers.put(owner, region, rows, at=(self.rank,), index=tokens)
-
-    def _sync(self, phase: str) -> None:
-        self.peers.signal(phase)
-        self.peers.wait(phase)
-
-    def _sum_home(self, receipt: Receipt) -> Tensor:
-        home = self.peers.local("home")
-        total_TD = torch.zeros(receipt.counts_P[self.rank], self._dim)
-        for owner, tokens in enumerate(receipt.sent_P):
-            total_TD.index_add_(0, tokens, home[owner].index_select(0, tokens).float())
-        return total_TD.to(self._dtype)
+        self.wire.close()
 
     def _enter(self, call: str, *, due: str, then: str) -> None:
         """Refuse a call out of order: `due` must be outstanding now, `then` is afterwards."""
         if self._due != due:
-            expected = self._due or "dispatch or backward of combine"
+            expected = self._due or "dispatch or dispatch_grads"
             raise RuntimeError(f"expert transport: got {call}, expected {expected}.")
         self._due = then
 
@@ -223,51 +221,3 @@ class Ipc:
                 f"dispatch: got {len(x_TD)} tokens in layer {layer}, expected at most "
                 f"{self._max_tokens} tokens and {len(self._turns)} layers as opened."
             )
-
-
-def _used(slots: Tensor, counts_P: tuple[int, ...]) -> Tensor:
-    """The filled part of each source's slots, one after the other: a copy."""
-    return torch.cat([slots[source, :count] for source, count in enumerate(counts_P)])
-
-
-class _Dispatch(torch.autograd.Function):
-    """Makes the arrived rows outputs of x and gates; backward sends their gradients home."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_TD: Tensor,
-        gates_TK: Tensor,
-        anchor: Tensor,
-        gates_R: Tensor,
-        transport: Ipc,
-        receipt: Receipt,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.transport, ctx.receipt = transport, receipt
-        return transport.slots(receipt), gates_R.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dx_SD, dgates_R = grads
-        dx_TD, dgates_TK = ctx.transport.return_grads(dx_SD, dgates_R, ctx.receipt)
-        return dx_TD, dgates_TK, None, None, None, None
-
-
-class _Combine(torch.autograd.Function):
-    """Gated rows to sums at home; backward needs y_RD for the gates' gradients."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, y_RD: Tensor, gates_R: Tensor, transport: Ipc, receipt: Receipt
-    ) -> Tensor:
-        ctx.transport, ctx.receipt = transport, receipt
-        ctx.save_for_backward(y_RD, gates_R)
-        return transport.return_sums(y_RD, gates_R, receipt)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (dy_TD,) = grads
-        y_RD, gates_R = ctx.saved_tensors
-        dy_RD = ctx.transport.push_grads(dy_TD, ctx.receipt).float()
-        dgates_R = (dy_RD * y_RD.float()).sum(dim=1)
-        return (dy_RD * gates_R[:, None]).to(y_RD.dtype), dgates_R, None, None

@@ -1,13 +1,15 @@
-"""One rank: rows are sorted by expert and no wire is needed; the gradients are plain autograd.
+"""One rank: rows are sorted by expert and no wire is needed; slots are the tokens themselves.
 
-Legend: T tokens, D model, K top-k, R rows; slots are the tokens themselves.
+Legend: T tokens, D model, K top-k, R rows, B parts of d(gate).
 """
 
 import torch
 from torch import Tensor
 
+from nmoe import ops
+from nmoe.config import Impl
 from nmoe.rdep import layout
-from nmoe.rdep.layout import Receipt, Rows
+from nmoe.rdep.layout import Arrived
 
 
 class Single:
@@ -16,34 +18,34 @@ class Single:
     rank = 0
     world = 1
 
-    def __init__(self, *, num_experts: int, dtype: torch.dtype) -> None:
+    def __init__(self, *, num_experts: int, dtype: torch.dtype, impl: Impl) -> None:
         self.local_experts = range(num_experts)
         self._dtype = dtype
+        self._impl: Impl = impl
 
     def dispatch(
         self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor, *, layer: int
-    ) -> tuple[Rows, Receipt]:
+    ) -> Arrived:
         num_experts = len(self.local_experts)
         layout.check(x_TD, experts_TK, gates_TK, num_experts=num_experts, dtype=self._dtype)
-        counts = (len(x_TD),)
-        arrivals = layout.arrivals(
-            experts_TK, counts, local_experts=self.local_experts, stride=len(x_TD)
-        )
-        rows = Rows(
-            x_SD=x_TD,
-            index_R=arrivals.index_R,
-            gates_R=gates_TK.flatten()[arrivals.choice_R],
-            ends_e=arrivals.ends_e,
-        )
-        receipt = Receipt(
-            layer=layer, turn=0, counts_P=counts, sent_P=arrivals.tokens_P, arrivals=arrivals
-        )
-        return rows, receipt
+        rows = ops.sort_rows(experts_TK, gates_TK, self.local_experts, impl=self._impl)
+        return Arrived(x_SD=x_TD, rows=rows, gates_NK=gates_TK, experts_TK=experts_TK, layer=layer)
 
-    def combine(self, y_RD: Tensor, rows: Rows, receipt: Receipt) -> Tensor:
-        weighted_RD = y_RD.float() * rows.gates_R[:, None]
-        y_TD = weighted_RD.new_zeros(receipt.counts_P[0], y_RD.shape[1])
-        return y_TD.index_add(0, rows.index_R, weighted_RD).to(y_RD.dtype)
+    def combine(self, y_RD: Tensor, arrived: Arrived) -> Tensor:
+        return ops.combine(y_RD, arrived.rows.row_NK, arrived.gates_NK, impl=self._impl)
+
+    def dispatch_grads(self, dy_TD: Tensor, arrived: Arrived) -> Tensor:
+        return dy_TD
+
+    def combine_grads(
+        self, dx_RD: Tensor, dgate_BR: Tensor, arrived: Arrived
+    ) -> tuple[Tensor, Tensor]:
+        row_TK = arrived.rows.row_NK
+        dx_TD = ops.combine(dx_RD, row_TK, None, impl=self._impl)
+        return dx_TD, ops.gate_grads(dgate_BR, row_TK, impl=self._impl)
+
+    def check(self) -> None:
+        """Nothing waits."""
 
     def close(self) -> None:
         """Nothing is held."""

@@ -1,88 +1,122 @@
-"""The experts of one rank in plain torch: gather the rows, then each expert's matrix products.
+"""The experts of one rank in plain torch, forward and backward, one expert after the other.
 
-swiglu          y = (silu(x W1) * (x W3)) W2
-relu_squared    y = relu(x W1)^2 W2                (no W3)
-squared_reglu   y = (relu(x W1)^2 * (x W3)) W2
+    h = x[slot] W13               a = act(h)            y = a W2
+    da = gate * dy[slot] W2^T     dh = act'(h) da       dgate = (dy[slot] W2^T) . a
+    dW2 = (gate a)^T dy[slot]     dW13 = x[slot]^T dh   dx = dh W13^T
 
-Products are in the dtype of the rows, activations are computed in fp32 and rounded to it; the
-gradient of a slot is the sum over its rows in fp32, rounded once.
+    swiglu          act = silu(h1) * h3
+    relu_squared    act = relu(h1)^2
+    squared_reglu   act = relu(h1)^2 * h3
 
-Legend: S slots, R rows, D model, F expert hidden, e local experts.
+Products and activations are computed in fp32; h, a, y, dh, gate * a and dx are rounded to the dtype
+of the rows. Padding rows are left undefined. Layout of weights, h and dh: `nmoe.expert_layout`.
+
+Legend: S slots, R rows, D model, F expert hidden, G columns of w13, e local experts.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from nmoe.config import Activation
+from nmoe.expert_layout import Rows, pack, parts, unpack
 
 
-def experts(
-    x_SD: Tensor,
-    index_R: Tensor,
-    ends_e: Tensor,
-    w1_eDF: Tensor,
-    w2_eFD: Tensor,
-    w3_eDF: Tensor | None,
+def up(
+    x_SD: Tensor, w13_eDG: Tensor, rows: Rows, *, activation: Activation
+) -> tuple[Tensor, Tensor]:
+    """(h_RG, a_RF): pre-activations, kept for backward, and activations."""
+    width = w13_eDG.shape[2]
+    h_RG = x_SD.new_zeros(len(rows.slot_R), width)
+    a_RF = x_SD.new_zeros(len(rows.slot_R), width // parts(activation))
+    for expert, segment, slots in _segments(rows):
+        h = x_SD[slots].float() @ w13_eDG[expert].float()
+        h_RG[segment] = h.to(x_SD.dtype)
+        a_RF[segment] = activate(h, activation=activation).to(x_SD.dtype)
+    return h_RG, a_RF
+
+
+def down(a_RF: Tensor, w2_eFD: Tensor, rows: Rows) -> Tensor:
+    """y_RD = a W2 of each row's expert; not gated."""
+    y_RD = a_RF.new_zeros(len(rows.slot_R), w2_eFD.shape[2])
+    for expert, segment, _ in _segments(rows):
+        y_RD[segment] = (a_RF[segment].float() @ w2_eFD[expert].float()).to(a_RF.dtype)
+    return y_RD
+
+
+def down_grad(
+    dy_SD: Tensor, w2_eFD: Tensor, h_RG: Tensor, rows: Rows, *, activation: Activation
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dh_RG, gated_RF, dgate_1R): gated_RF is gate * a, which dW2 needs."""
+    dh_RG = torch.zeros_like(h_RG)
+    gated_RF = h_RG.new_zeros(len(h_RG), w2_eFD.shape[1])
+    dgate_1R = torch.zeros(1, len(h_RG), dtype=torch.float32, device=h_RG.device)
+    for expert, segment, slots in _segments(rows):
+        h, gate = h_RG[segment].float(), rows.gate_R[segment, None]
+        a = activate(h, activation=activation)
+        da = dy_SD[slots].float() @ w2_eFD[expert].float().mT
+        dgate_1R[0, segment] = (da * a).sum(dim=1)
+        gated_RF[segment] = (gate * a).to(h_RG.dtype)
+        dh_RG[segment] = activate_grad(h, gate * da, activation=activation).to(h_RG.dtype)
+    return dh_RG, gated_RF, dgate_1R
+
+
+def up_grad(dh_RG: Tensor, w13_eDG: Tensor, rows: Rows) -> Tensor:
+    """dx_RD = dh W13^T of each row's expert; not yet summed over the rows of a slot."""
+    dx_RD = dh_RG.new_zeros(len(rows.slot_R), w13_eDG.shape[1])
+    for expert, segment, _ in _segments(rows):
+        dx_RD[segment] = (dh_RG[segment].float() @ w13_eDG[expert].float().mT).to(dh_RG.dtype)
+    return dx_RD
+
+
+def weight_grad(
+    left: Tensor,
+    right: Tensor,
+    rows: Rows,
+    out_eMN: Tensor,
     *,
-    activation: Activation,
+    gathered: Literal["left", "right"],
+    accumulate: Tensor | None = None,
 ) -> Tensor:
-    """y_RD of rows x_SD[index_R]; row r is of the first expert whose end exceeds r; no gates.
+    """out[e] = left^T right over the rows of expert e; experts without rows get zeros.
 
-    fp32 or bf16; ends_e int64, cumulative. Experts without rows get zero gradients.
+    gathered: "left" [S, M] or "right" [S, N] is indexed by slots, the other is rows. With
+    `accumulate` (int32 [1], nonzero: add) the product is added to what `out` holds, in fp32.
     """
-    _check(w1_eDF, w3_eDF, activation=activation)
-    x_RD = _Gather.apply(x_SD, index_R)
-    ends = ends_e.tolist()
-    segments = x_RD.split([end - start for start, end in zip([0, *ends], ends, strict=False)])
-    # unbind: one stacked gradient for all experts, not one full-size gradient an expert
-    w3_e = w3_eDF.unbind(0) if w3_eDF is not None else [None] * len(segments)
-    outputs = []
-    for x, w1, w2, w3 in zip(segments, w1_eDF.unbind(0), w2_eFD.unbind(0), w3_e, strict=True):
-        h3 = x @ w3 if w3 is not None else None
-        outputs.append(activate(x @ w1, h3, activation=activation) @ w2)
-    return torch.cat(outputs)
+    if accumulate is None or not accumulate:
+        out_eMN.zero_()
+    for expert, segment, slots in _segments(rows):
+        a = left[slots if gathered == "left" else segment].float()
+        b = right[slots if gathered == "right" else segment].float()
+        out_eMN[expert] = (out_eMN[expert].float() + a.mT @ b).to(out_eMN.dtype)
+    return out_eMN
 
 
-def activate(h1: Tensor, h3: Tensor | None, *, activation: Activation) -> Tensor:
-    """Of pre-activations h1 = x W1 and h3 = x W3 (None for relu_squared); in the dtype of h1."""
-    h1_fp32 = h1.float()
-    inner = (
-        functional.silu(h1_fp32) if activation == "swiglu" else functional.relu(h1_fp32).square()
-    )
-    if h3 is not None:
-        inner = inner * h3.float()
-    return inner.to(h1.dtype)
+def activate(h: Tensor, *, activation: Activation) -> Tensor:
+    """a [..., F] of fp32 pre-activations h [..., G]."""
+    h1, h3 = unpack(h, activation=activation)
+    inner = functional.silu(h1) if activation == "swiglu" else functional.relu(h1).square()
+    return inner if h3 is None else inner * h3
 
 
-class _Gather(torch.autograd.Function):
-    """x_SD[index_R]; the rows of a slot add up in fp32 on the way back."""
-
-    @staticmethod
-    def forward(ctx: Any, x_SD: Tensor, index_R: Tensor) -> Tensor:
-        ctx.save_for_backward(index_R)
-        ctx.num_slots = len(x_SD)
-        return x_SD.index_select(0, index_R)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (dx_RD,) = grads
-        (index_R,) = ctx.saved_tensors
-        dx_SD = dx_RD.new_zeros(ctx.num_slots, dx_RD.shape[1], dtype=torch.float32)
-        return dx_SD.index_add_(0, index_R, dx_RD.float()).to(dx_RD.dtype), None
+def activate_grad(h: Tensor, da: Tensor, *, activation: Activation) -> Tensor:
+    """dh [..., G] of fp32 h [..., G] and da [..., F]."""
+    h1, h3 = unpack(h, activation=activation)
+    if activation == "swiglu":
+        s = torch.sigmoid(h1)
+        inner, slope = h1 * s, s + h1 * s * (1 - s)
+    else:
+        r = functional.relu(h1)
+        inner, slope = r.square(), 2 * r
+    return da * slope if h3 is None else pack(da * h3 * slope, da * inner)
 
 
-def _check(w1_eDF: Tensor, w3_eDF: Tensor | None, *, activation: Activation) -> None:
-    if activation not in ("swiglu", "relu_squared", "squared_reglu"):
-        raise ValueError(
-            f"experts: got activation {activation!r}, expected swiglu, relu_squared or "
-            "squared_reglu."
-        )
-    if (w3_eDF is None) != (activation == "relu_squared"):
-        has = "no w3" if w3_eDF is None else "a w3"
-        raise ValueError(f"experts: got {has} for {activation}. Only relu_squared is without w3.")
-    if w3_eDF is not None and w3_eDF.shape != w1_eDF.shape:
-        got = f"{tuple(w3_eDF.shape)}"
-        raise ValueError(f"experts: got w3 {got}, expected the shape of w1 {tuple(w1_eDF.shape)}.")
+def _segments(rows: Rows) -> Iterator[tuple[int, slice, Tensor]]:
+    """Of every expert with rows: its number, where they are, their slots."""
+    bounds = zip(rows.start_e.tolist(), rows.end_e.tolist(), strict=True)
+    for expert, (start, end) in enumerate(bounds):
+        if start < end:
+            yield expert, slice(start, end), rows.slot_R[start:end].long()
