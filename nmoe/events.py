@@ -145,11 +145,22 @@ class CheckpointEvent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochEvent(Event):
-    """The loader wrapped around."""
+    """The dataset begins anew, or, in a flow, that of `source`."""
 
     kind: ClassVar[str] = "epoch"
     step: int
     epoch: int
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageEvent(Event):
+    """A stage of the plan's flow begins; `index` counts from 0."""
+
+    kind: ClassVar[str] = "stage"
+    step: int
+    name: str
+    index: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,6 +302,7 @@ KINDS: dict[str, type[Event]] = {
         RouterEvent,
         CheckpointEvent,
         EpochEvent,
+        StageEvent,
         CoreTaskEvent,
         CoreEvent,
         AlertEvent,
@@ -321,14 +333,8 @@ def encode(record: Record) -> str:
     for field in fields(record.event):
         value = getattr(record.event, field.name)
         body[field.name] = _finite(value, field.name, non_finite)
-    line: dict[str, Any] = {
-        "v": VERSION,
-        "s": record.seq,
-        "t": round(record.time, 3),
-        "a": record.attempt,
-        "k": record.event.kind,
-        **body,
-    }
+    head = {"v": VERSION, "s": record.seq, "t": round(record.time, 3), "a": record.attempt}
+    line: dict[str, Any] = {**head, "k": record.event.kind, **body}
     if non_finite:
         line["nf"] = sorted(set(non_finite))
     return json.dumps(line, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
@@ -344,12 +350,9 @@ def decode(line: str | bytes) -> Record | None:
     if event_type is None:
         return None
     try:
-        return Record(
-            seq=int(raw["s"]),
-            time=float(raw["t"]),
-            attempt=int(raw["a"]),
-            event=event_type(**_values(event_type, raw)),
-        )
+        event = event_type(**_values(event_type, raw))
+        head = {"seq": int(raw["s"]), "time": float(raw["t"]), "attempt": int(raw["a"])}
+        return Record(**head, event=event)
     except (KeyError, TypeError, ValueError) as error:
         raise EventError(f"broken {event_type.kind} event: {error}") from None
 
