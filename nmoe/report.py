@@ -23,6 +23,7 @@ from nmoe.events import (
     OutcomeEvent,
     PhaseEvent,
     RouterEvent,
+    StageEvent,
     StepEvent,
     ValEvent,
 )
@@ -255,6 +256,8 @@ def _spoken(event: Event) -> str:
             return f"{event.level}: {event.message}"
         case OutcomeEvent():
             return f"{event.status} at step {event.step} after {event.train_s:.1f} s of training"
+        case StageEvent():
+            return f"stage {event.index + 1}, {event.name}, begins after step {event.step}"
         case PhaseEvent(note=note) if note:
             return f"phase {event.phase} {event.note}".rstrip()
         case _:

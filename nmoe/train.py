@@ -25,10 +25,19 @@ from nmoe.build import Run, build, close, current_progress, peak_memory_bytes, s
 from nmoe.checkpoint import CheckpointError
 from nmoe.config import ConfigError, Plan, read_plan
 from nmoe.control import Control, StopReason
+from nmoe.data.loader import Began, StageBegan
 from nmoe.data.manifest import DataError
 from nmoe.eval.core import CoreError, TaskScore
 from nmoe.evaluate import score_core
-from nmoe.events import EpochEvent, OutcomeEvent, PhaseEvent, Status, StopAckEvent
+from nmoe.events import (
+    EpochEvent,
+    Event,
+    OutcomeEvent,
+    PhaseEvent,
+    StageEvent,
+    Status,
+    StopAckEvent,
+)
 from nmoe.metrics import is_collapsed, router_health
 from nmoe.optim import peak_rates
 from nmoe.optim.schedule import lr_scale
@@ -86,10 +95,9 @@ def train_step(run: Run) -> None:
     """One optimizer step on one global batch, `accumulation` micro-batches on each rank."""
     plan, model = run.plan, run.model
     with run.loader_wait.running():
-        epoch = run.loader.cursor.epoch
         batch_BN = torch.from_numpy(run.loader.next_batch())
-    if run.loader.cursor.epoch != epoch:
-        run.report.event(EpochEvent(step=run.step, epoch=run.loader.cursor.epoch))
+    for began in run.loader.began:
+        run.report.event(_began_event(began, step=run.step))
     mean_loss = torch.zeros((), dtype=torch.float64, device=run.device)
     for windows_BN in batch_BN.split(plan.train.micro_batch):
         nats_T, aux_sum = model.nats(windows_BN.to(run.device))
@@ -100,6 +108,12 @@ def train_step(run: Run) -> None:
     run.optimizer.step(scale=learning_rate_scale(run), norm=norm)
     run.meter.add(loss=mean_loss, grad_norm=norm, loads_LE=balance(run))
     run.step += 1
+
+
+def _began_event(began: Began, *, step: int) -> Event:
+    if isinstance(began, StageBegan):
+        return StageEvent(step=step, name=began.name, index=began.index)
+    return EpochEvent(step=step, epoch=began.epoch, source=began.source)
 
 
 def balance(run: Run) -> Tensor:

@@ -1,4 +1,4 @@
-"""Data without the harness: prep, verify, info, prep-bundle.
+"""Data without the harness: prep, prep-mixture, verify, info, prep-bundle.
 
 `--json` prints one progress object a line on stdout; otherwise progress goes to stderr for people.
 Exit codes: 0 done, 2 usage, 4 data that cannot be made or used (the message is the last line).
@@ -20,10 +20,14 @@ from pathlib import Path
 from nmoe.data.index import read_index
 from nmoe.data.manifest import DataError, Manifest, digest, read_manifest, verify
 from nmoe.data.minibundle import write_mini_bundle
+from nmoe.data.mixture import prep_words, read_mixture
 from nmoe.data.prep import SHARD_TOKENS, prepare
 from nmoe.data.sources import SOURCES, open_source
 from nmoe.data.tokenizer import check_name, open_tokenizer
+from nmoe.paths import data_root
+from nmoe.schema import ConfigError
 
+USAGE_EXIT = 2
 DATA_EXIT = 4
 INTERRUPTED_EXIT = 130
 REPORT_EVERY_S = 0.1
@@ -88,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no second complaint
         print(f"error: {error}", file=sys.stderr)
         return DATA_EXIT
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_EXIT
     except KeyboardInterrupt:
         print("interrupted: run the same command again to finish", file=sys.stderr)
         return INTERRUPTED_EXIT
@@ -111,6 +118,28 @@ def _prep(args: argparse.Namespace) -> None:
         progress=report,
     )
     report.finish(f"{_summary(manifest)} in {output}")
+
+
+def _prep_mixture(args: argparse.Namespace) -> None:
+    file: Path = args.mixture
+    mixture, root = read_mixture(file), data_root()
+    output: Path = args.output or root.below(f"mixtures/{file.stem}")
+    preps: list[argparse.Namespace] = []
+    for part in mixture.parts:
+        if part.path:
+            read_manifest(root.below(part.path))
+            continue
+        words = ["prep", *prep_words(part, root), "--tokenizer", mixture.tokenizer]
+        words += ["--output", str(output / part.name), "--name", f"{file.stem}-{part.name}"]
+        words += ["--workers", str(args.workers), *(["--json"] if args.json else [])]
+        try:
+            preps.append(_parser().parse_args(words))
+        except SystemExit:
+            raise ConfigError(
+                f"{file.name}: {part.name} is not what prep takes, see above"
+            ) from None
+    for prep in preps:
+        prep.run(prep)
 
 
 def _prep_bundle(args: argparse.Namespace) -> None:
@@ -203,6 +232,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     prep.set_defaults(run=_prep)
 
+    mixture = verbs.add_parser("prep-mixture", help="every source of a mixture, by prep")
+    mixture.add_argument("mixture", type=Path, help="a TOML file such as configs/mixtures/…")
+    mixture.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: mixtures/NAME in the data root"
+    )
+    mixture.add_argument(
+        "--workers", type=_count, default=len(os.sched_getaffinity(0)), metavar="N"
+    )
+    mixture.set_defaults(run=_prep_mixture)
+
     bundle = verbs.add_parser("prep-bundle", help="write the mini eval bundle")
     bundle.add_argument("--output", required=True, type=Path, metavar="DIR")
     bundle.set_defaults(run=_prep_bundle)
@@ -215,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("folder", type=Path)
     info.set_defaults(run=_info)
 
-    for verb in (prep, bundle, check, info):
+    for verb in (prep, mixture, bundle, check, info):
         verb.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     return parser
 

@@ -33,6 +33,8 @@ from nmoe.schema import ConfigError, nearest
 
 VALIDATION = "val"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Sources that are paths of local files.
+FILE_SOURCES = ("text", "jsonl", "parquet")
 # Options of `prep` that a source may set, with underscores.
 PREP_KEYS = frozenset({"source", "dataset", "text_key", "max_tokens", "num_shards", "shard_tokens"})
 
@@ -56,6 +58,11 @@ class Mixture:
     temperature: Fraction | None
     sources: tuple[MixtureSource, ...]
     validation: MixtureSource | None
+
+    @property
+    def parts(self) -> tuple[MixtureSource, ...]:
+        """Everything that must be prepared: the sources, and the validation text if it is here."""
+        return (*self.sources, *([self.validation] if self.validation else []))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +169,17 @@ def make_flow(config: Config, root: DataRoot) -> Flow | None:
         stages=tuple(quotas),
         digest=hashlib.sha256(text.encode()).hexdigest(),
     )
+
+
+def prep_words(source: MixtureSource, root: DataRoot) -> list[str]:
+    """The options of `prep` that make a source; paths of local files are below the data root."""
+    words: list[str] = []
+    for key, value in source.prep.items():
+        values = value if isinstance(value, list) else [value]
+        if key == "dataset" and source.prep["source"] in FILE_SOURCES:
+            values = [root.below(each) for each in values]
+        words += [f"--{key.replace('_', '-')}", *map(str, values)]
+    return words
 
 
 def _windows(stages: Sequence[ProfileStage], config: Config) -> list[int]:
@@ -343,7 +361,7 @@ def _optional(table: Mapping[str, Any], key: str, place: str) -> Fraction | None
     return _positive(table[key], f"{place} {key}") if key in table else None
 
 
-def _positive(value: object, label: str) -> Fraction:
+def _positive(value: Any, label: str) -> Fraction:
     """The exact value of a number; ConfigError unless it is above zero."""
     is_number = isinstance(value, int | Decimal) and not isinstance(value, bool)
     if not is_number or not Decimal(value).is_finite() or value <= 0:
