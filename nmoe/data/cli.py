@@ -21,6 +21,7 @@ from nmoe.data.index import read_index
 from nmoe.data.manifest import DataError, Manifest, digest, read_manifest, verify
 from nmoe.data.minibundle import write_mini_bundle
 from nmoe.data.mixture import prep_words, read_mixture
+from nmoe.data.overlap import find_overlap
 from nmoe.data.prep import SHARD_TOKENS, prepare
 from nmoe.data.sources import SOURCES, open_source
 from nmoe.data.tokenizer import check_name, open_tokenizer
@@ -30,6 +31,8 @@ from nmoe.schema import ConfigError
 USAGE_EXIT = 2
 DATA_EXIT = 4
 INTERRUPTED_EXIT = 130
+# Of the validation tokens: licences and idioms recur in disjoint documents of one corpus.
+MAX_OVERLAP = 0.01
 REPORT_EVERY_S = 0.1
 ERASE_LINE = "\x1b[K"  # what a longer line left behind
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([KMB]?)", re.IGNORECASE)
@@ -165,6 +168,36 @@ def _verify(args: argparse.Namespace) -> None:
             " Prepare the dataset again."
         )
     report.finish(f"whole: {_summary(manifest)}")
+    if args.against:
+        _compare(args)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    """Tell the overlap of a training set with a validation set; DataError when it is too much."""
+    verify(args.against)
+    report = Reporter(args.folder.name, unit="tokens", is_json=args.json)
+    found = find_overlap(args.folder, args.against, window=args.window, progress=report)
+    report.finish(f"compared with {args.against}")
+    if args.json:
+        print(json.dumps({"overlap": {"share": found.share, **asdict(found)}}))
+    else:
+        print(
+            f"{found.shared_tokens:,} of {found.tokens:,} validation tokens ({found.share:.3%}) lie"
+            f" in windows of {found.window} tokens that training holds as well;"
+            f" {found.shared_documents:,} of {found.documents:,} documents have some"
+        )
+        for each in found.examples:
+            print(
+                f"  document {each.document}: {each.shared_tokens:,} shared tokens, such as token"
+                f" {each.token:,} = {each.train_shard} token {each.train_token:,}"
+            )
+        print(f"windows expected to be equal by chance of the hash: {found.expected_false:.1g}")
+    if found.share > args.max_overlap:
+        raise DataError(
+            f"validation text is in the training set: got {found.share:.3%} of its tokens, expected"
+            f" at most {args.max_overlap:.3%}. Leave those documents out of training, or state with"
+            " --max-overlap what may be shared."
+        )
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -192,6 +225,16 @@ def _count(text: str) -> int:
     if value <= 0 or value != int(value):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number such as 64, 1.5M or 10B")
     return int(value)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a share from 0 to 1")
+    return value
 
 
 def _tokenizer(name: str) -> str:
@@ -248,6 +291,20 @@ def _parser() -> argparse.ArgumentParser:
 
     check = verbs.add_parser("verify", help="check every hash and index of a dataset")
     check.add_argument("folder", type=Path)
+    check.add_argument("--against", type=Path, metavar="VAL_DIR", help="find shared text, too")
+    check.add_argument(
+        "--window",
+        type=_count,
+        metavar="N",
+        help="tokens that count as shared (default: 200 bytes)",
+    )
+    check.add_argument(
+        "--max-overlap",
+        type=_share,
+        default=MAX_OVERLAP,
+        metavar="SHARE",
+        help="of the validation tokens; more is refused (default: %(default)s)",
+    )
     check.set_defaults(run=_verify)
 
     info = verbs.add_parser("info", help="what a dataset holds")

@@ -66,12 +66,13 @@ def epoch_order(num_windows: int, *, seed: int, epoch: int) -> np.ndarray:
     Windows are sorted by a 64-bit mix of their number (splitmix64, Steele et al. 2014): plain
     integer arithmetic, so that no release of a random library can change the order.
     """
-    start = _mix(_mix(np.array([seed], dtype=np.uint64)) + np.uint64(epoch))
-    keys = _mix(np.arange(num_windows, dtype=np.uint64) + start)
+    start = mix64(mix64(np.array([seed], dtype=np.uint64)) + np.uint64(epoch))
+    keys = mix64(np.arange(num_windows, dtype=np.uint64) + start)
     return np.argsort(keys, kind="stable")
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix64(x: np.ndarray) -> np.ndarray:
+    """splitmix64 of each uint64."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
