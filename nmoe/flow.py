@@ -9,7 +9,6 @@ Windows come in the order in which they are due, on a tie by source: a smooth we
 (stride scheduling, Waldspurger & Weihl 1995) whose phases keep equal sources apart.
 """
 
-import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,10 +51,6 @@ class Flow:
     def ends(self) -> list[int]:
         """The position at which each stage ends; the last is the number of windows."""
         return list(accumulate(stage.num_windows for stage in self.stages))
-
-    def stage_at(self, position: int) -> int:
-        """Number of the stage that holds `position`."""
-        return bisect.bisect_right(self.ends, position)
 
     def consumed(self, position: int) -> list[int]:
         """Windows of each source among the first `position` of the run."""

@@ -134,7 +134,8 @@ def _prep_mixture(args: argparse.Namespace) -> None:
             continue
         words = ["prep", *prep_words(part, root), "--tokenizer", mixture.tokenizer]
         words += ["--output", str(output / part.name), "--name", f"{file.stem}-{part.name}"]
-        words += ["--workers", str(args.workers), *(["--json"] if args.json else [])]
+        words += [*(["--workers", str(args.workers)] if args.workers else [])]
+        words += [*(["--json"] if args.json else [])]
         try:
             preps.append(_parser().parse_args(words))
         except SystemExit:
@@ -181,18 +182,8 @@ def _compare(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps({"overlap": {"share": found.share, **asdict(found)}}))
     else:
-        print(
-            f"{found.shared_tokens:,} of {found.tokens:,} validation tokens ({found.share:.3%}) lie"
-            f" in windows of {found.window} tokens that training holds as well;"
-            f" {found.shared_documents:,} of {found.documents:,} documents have some"
-        )
-        for each in found.examples:
-            print(
-                f"  document {each.document}: {each.shared_tokens:,} shared tokens, such as token"
-                f" {each.token:,} = {each.train_shard} token {each.train_token:,}"
-            )
-        print(f"windows expected to be equal by chance of the hash: {found.expected_false:.1g}")
-    if found.share > args.max_overlap:
+        print(*found.lines(), sep="\n")
+    if not found.share <= args.max_overlap:
         raise DataError(
             f"validation text is in the training set: got {found.share:.3%} of its tokens, expected"
             f" at most {args.max_overlap:.3%}. Leave those documents out of training, or state with"
@@ -225,16 +216,6 @@ def _count(text: str) -> int:
     if value <= 0 or value != int(value):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number such as 64, 1.5M or 10B")
     return int(value)
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a share from 0 to 1")
-    return value
 
 
 def _tokenizer(name: str) -> str:
@@ -277,12 +258,8 @@ def _parser() -> argparse.ArgumentParser:
 
     mixture = verbs.add_parser("prep-mixture", help="every source of a mixture, by prep")
     mixture.add_argument("mixture", type=Path, help="a TOML file such as configs/mixtures/…")
-    mixture.add_argument(
-        "--output", type=Path, metavar="DIR", help="default: mixtures/NAME in the data root"
-    )
-    mixture.add_argument(
-        "--workers", type=_count, default=len(os.sched_getaffinity(0)), metavar="N"
-    )
+    mixture.add_argument("--output", type=Path, metavar="DIR", help="default: mixtures/NAME")
+    mixture.add_argument("--workers", type=_count, metavar="N", help="as prep has them")
     mixture.set_defaults(run=_prep_mixture)
 
     bundle = verbs.add_parser("prep-bundle", help="write the mini eval bundle")
@@ -292,18 +269,13 @@ def _parser() -> argparse.ArgumentParser:
     check = verbs.add_parser("verify", help="check every hash and index of a dataset")
     check.add_argument("folder", type=Path)
     check.add_argument("--against", type=Path, metavar="VAL_DIR", help="find shared text, too")
+    check.add_argument("--window", type=_count, metavar="N", help="tokens (default: 200 bytes)")
     check.add_argument(
-        "--window",
-        type=_count,
-        metavar="N",
-        help="tokens that count as shared (default: 200 bytes)",
-    )
-    check.add_argument(
-        "--max-overlap",
-        type=_share,
+        *("--max-overlap",),
+        type=float,
         default=MAX_OVERLAP,
         metavar="SHARE",
-        help="of the validation tokens; more is refused (default: %(default)s)",
+        help="of the validation tokens that may be shared (default: %(default)s)",
     )
     check.set_defaults(run=_verify)
 

@@ -34,9 +34,12 @@ from nmoe.schema import ConfigError, nearest
 VALIDATION = "val"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Sources that are paths of local files.
-FILE_SOURCES = ("text", "jsonl", "parquet")
+FILE_SOURCES = ("text", "jsonl", "parquet", "files")
 # Options of `prep` that a source may set, with underscores.
-PREP_KEYS = frozenset({"source", "dataset", "text_key", "max_tokens", "num_shards", "shard_tokens"})
+PREP_KEYS = frozenset(
+    "source dataset text_key max_tokens num_shards shard_tokens"
+    " revision files exclude config split".split()
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,7 +332,7 @@ def _stage(raw: object, place: str) -> ProfileStage:
     place = f"{place} {name}"
     tokens = _optional(table, "tokens", place)
     if tokens is not None and tokens.denominator != 1:
-        raise ConfigError(f"{place}: tokens: got {tokens}, expected a whole number")
+        raise ConfigError(f"{place} tokens: got {tokens}, expected a whole number")
     weights = table.get("weights")
     if weights is not None:
         if not isinstance(weights, dict) or not weights or "temperature" in table:

@@ -64,6 +64,20 @@ class Overlap:
         """Shared part of the validation tokens."""
         return self.shared_tokens / self.tokens
 
+    def lines(self) -> list[str]:
+        """The findings as text."""
+        return [
+            f"{self.shared_tokens:,} of {self.tokens:,} validation tokens ({self.share:.3%}) lie in"
+            f" windows of {self.window} tokens that training holds as well;"
+            f" {self.shared_documents:,} of {self.documents:,} documents have some",
+            *(
+                f"  document {each.document}: {each.shared_tokens:,} shared tokens, such as token"
+                f" {each.token:,} = {each.train_shard} token {each.train_token:,}"
+                for each in self.examples
+            ),
+            f"windows expected to be equal by chance of the hash: {self.expected_false:.1g}",
+        ]
+
 
 def find_overlap(
     train: Path, validation: Path, *, window: int | None = None, progress: Progress | None = None
