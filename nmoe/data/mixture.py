@@ -37,8 +37,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 FILE_SOURCES = ("text", "jsonl", "parquet", "files")
 # Options of `prep` that a source may set, with underscores.
 PREP_KEYS = frozenset(
-    "source dataset text_key max_tokens num_shards shard_tokens"
-    " revision files exclude config split".split()
+    {
+        *("source", "dataset", "text_key", "max_tokens", "num_shards", "shard_tokens"),
+        *("revision", "files", "exclude", "config", "split"),
+    }
 )
 
 

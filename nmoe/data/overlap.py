@@ -106,15 +106,12 @@ def find_overlap(
         path = train / shard.name
         tokens = open_shard(path, tokens=shard.tokens)
         starts = read_index(path.with_suffix(".idx"), tokens=shard.tokens)[:, 0].astype(np.int64)
-        for at, hashes in _train_hashes(tokens, starts, hasher):
+        for end, at, hashes in _train_hashes(tokens, starts, hasher):
             found.look_up(hashes, shard_start + at)
             num_windows += len(hashes)
-            if progress and len(at):
-                done = min(shard_start + int(at.max()), total - 1)
-                progress(done, total, done)
+            if progress:
+                progress(shard_start + end, total, shard_start + end)
         shard_start += shard.tokens
-    if progress:
-        progress(total, total, total)
     return found.overlap(
         borders=_document_borders(validation, held_out.manifest),
         shard_starts=shard_starts,
@@ -213,17 +210,18 @@ class _Found:
 
 def _train_hashes(
     tokens: np.ndarray, starts: np.ndarray, hasher: _Hasher
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(places, hashes) of the windows of a shard, a chunk at a time."""
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(end of the chunk, places, hashes) of the windows of a shard, a chunk at a time."""
     width = hasher.window
     step = max(1, CHUNK_TOKENS // width) * width
     starts = starts[starts + width <= len(tokens)]
     for begin in range(0, len(tokens), step):
         chunk = tokens[begin : begin + step]
         rows = chunk[: len(chunk) // width * width].reshape(-1, width)
-        yield begin + width * np.arange(len(rows)), hasher.rows(rows)
         here = starts[np.searchsorted(starts, begin) : np.searchsorted(starts, begin + step)]
-        yield here, hasher.rows(tokens[here[:, None] + np.arange(width)])
+        at = np.concatenate([begin + width * np.arange(len(rows)), here])
+        first = hasher.rows(tokens[here[:, None] + np.arange(width)])
+        yield begin + len(chunk), at, np.concatenate([hasher.rows(rows), first])
 
 
 def _in_order(manifest: Manifest) -> list[Shard]:
