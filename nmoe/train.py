@@ -284,9 +284,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = run_rank(plan, folder, world=world, attempt=attempt, pipe=pipe)
             if is_alone:
                 standalone.record_exit(folder, rc=code, attempt=attempt)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ConfigError) else 4
     dist.shutdown()
     return code
 

@@ -1,7 +1,7 @@
 """Text that a training set shares with a validation set, found by hashes of token windows.
 
-Validation is hashed at every token; training window after window, and at the start of every
-document. So every shared run of 2 * window - 1 tokens or more is found, and of a document that is
+Validation is hashed at every token; training window after window, at the start of every
+document and at the end of a shard. So every shared run of 2 * window - 1 tokens or more is found, and of a document that is
 copied whole also `window` tokens. Shorter runs are found by chance or not at all.
 
     hash = sum over i of mix(token_i) * BASE^i  mod 2^64        (mix: splitmix64)
@@ -214,7 +214,9 @@ def _train_hashes(
     """(end of the chunk, places, hashes) of the windows of a shard, a chunk at a time."""
     width = hasher.window
     step = max(1, CHUNK_TOKENS // width) * width
-    starts = starts[starts + width <= len(tokens)]
+    # and the last window, which the stride may miss
+    starts = np.unique(np.append(starts, len(tokens) - width))
+    starts = starts[(starts >= 0) & (starts + width <= len(tokens))]
     for begin in range(0, len(tokens), step):
         chunk = tokens[begin : begin + step]
         rows = chunk[: len(chunk) // width * width].reshape(-1, width)
