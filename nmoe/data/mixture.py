@@ -33,6 +33,8 @@ from nmoe.schema import ConfigError, nearest
 
 VALIDATION = "val"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Beyond these an exact fraction would fill the memory.
+SMALLEST, LARGEST = Decimal("1e-12"), Decimal("1e15")
 # Sources that are paths of local files.
 FILE_SOURCES = ("text", "jsonl", "parquet", "files")
 # Options of `prep` that a source may set, with underscores.
@@ -367,9 +369,11 @@ def _optional(table: Mapping[str, Any], key: str, place: str) -> Fraction | None
 
 
 def _positive(value: Any, label: str) -> Fraction:
-    """The exact value of a number; ConfigError unless it is above zero."""
+    """The exact value of a number; ConfigError unless it is above zero, and within reason."""
     is_number = isinstance(value, int | Decimal) and not isinstance(value, bool)
-    if not is_number or not Decimal(value).is_finite() or value <= 0:
+    if not is_number or not Decimal(value).is_finite() or not SMALLEST <= value <= LARGEST:
         hint = " To leave a source out, leave out its entry." if "weight" in label else ""
-        raise ConfigError(f"{label}: got {value}, expected a number above zero.{hint}")
+        raise ConfigError(
+            f"{label}: got {value}, expected a number above zero, at most 1e15.{hint}"
+        )
     return Fraction(value)

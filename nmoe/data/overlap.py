@@ -1,8 +1,8 @@
 """Text that a training set shares with a validation set, found by hashes of token windows.
 
-Validation is hashed at every token; training window after window, at the start of every
-document and at the end of a shard. So every shared run of 2 * window - 1 tokens or more is found, and of a document that is
-copied whole also `window` tokens. Shorter runs are found by chance or not at all.
+Validation is hashed at every token; training window after window, at the start of every document
+and at the end of a shard. So every shared run of 2 * window - 1 tokens or more is found, and of a
+document that is copied whole also `window` tokens. Shorter runs are found by chance or not at all.
 
     hash = sum over i of mix(token_i) * BASE^i  mod 2^64        (mix: splitmix64)
 

@@ -150,6 +150,7 @@ def test_prepared_dataset_is_named_by_its_path(root: DataRoot) -> None:
         ("weight = 3", "weight = 0", r"\[sources.web\] weight: got 0, expected a number above zer"),
         ("weight = 3", "weight = -1", "weight: got -1"),
         ("weight = 3", "weight = nan", "weight: got NaN"),
+        ("weight = 3", "weight = 1e-900000000", "weight: got 1E-900000000"),
         ("weight = 3", "weight = true", "weight: got True"),
         ("weight = 3", "", "got a weight for math, expected one for every source"),
         ("[sources.web]", "temperature = 2\n[sources.web]", "and no temperature"),
