@@ -149,8 +149,8 @@ def make_flow(config: Config, root: DataRoot) -> Flow | None:
     )
     if data.flow_mode != "mixture":
         stages = read_profile(Path(data.flow_profiles_toml), data.flow_mode)
-    datasets = [_open(mixture, source, config, root) for source in mixture.sources]
-    _check_alike(mixture, datasets, config.data.tokenizer)
+    opened = [_open(mixture, source, config, root) for source in mixture.sources]
+    _check_alike(mixture, opened, config.data.tokenizer)
     sources = tuple(
         FlowSource(
             name=each.source.name,
@@ -158,11 +158,11 @@ def make_flow(config: Config, root: DataRoot) -> Flow | None:
             digest=digest(each.manifest),
             windows=each.manifest.total_tokens // (train.seq_len + 1),
         )
-        for each in datasets
+        for each in opened
     )
     sizes = _windows(stages, config)
     quotas = [
-        Stage(name=stage.name, quotas=tuple(apportion(size, _weights(stage, mixture, datasets))))
+        Stage(name=stage.name, quotas=tuple(apportion(size, _weights(stage, mixture, opened))))
         for stage, size in zip(stages, sizes, strict=True)
     ]
     content = {
@@ -219,7 +219,7 @@ def _windows(stages: Sequence[ProfileStage], config: Config) -> list[int]:
     return sizes
 
 
-def _weights(stage: ProfileStage, mixture: Mixture, datasets: Sequence[_Dataset]) -> list[int]:
+def _weights(stage: ProfileStage, mixture: Mixture, opened: Sequence[_Dataset]) -> list[int]:
     """Whole numbers in proportion to the sources' shares of a stage, 0 for one it leaves out."""
     names = [source.name for source in mixture.sources]
     if stage.weights is not None:
@@ -236,7 +236,7 @@ def _weights(stage: ProfileStage, mixture: Mixture, datasets: Sequence[_Dataset]
         # Decimal's ln and exp are correctly rounded: the same digits on every machine.
         temperature = stage.temperature or mixture.temperature or Fraction(1)
         power = Decimal(temperature.denominator) / Decimal(temperature.numerator)
-        sizes = [Decimal(each.manifest.total_tokens) for each in datasets]
+        sizes = [Decimal(each.manifest.total_tokens) for each in opened]
         weights = [Fraction((power * (size / max(sizes)).ln()).exp()) for size in sizes]
     unit = math.lcm(*(weight.denominator for weight in weights))
     return [int(weight * unit) for weight in weights]
@@ -262,10 +262,10 @@ def _open(mixture: Mixture, source: MixtureSource, config: Config, root: DataRoo
     return _Dataset(source=source, path=path, manifest=manifest)
 
 
-def _check_alike(mixture: Mixture, datasets: Sequence[_Dataset], tokenizer: str) -> None:
+def _check_alike(mixture: Mixture, opened: Sequence[_Dataset], tokenizer: str) -> None:
     """DataError unless all sources hold tokens of one tokenizer, the run's."""
-    first = datasets[0].manifest
-    for each in datasets:
+    first = opened[0].manifest
+    for each in opened:
         found = each.manifest
         if found.tokenizer != tokenizer:
             raise DataError(
@@ -277,7 +277,7 @@ def _check_alike(mixture: Mixture, datasets: Sequence[_Dataset], tokenizer: str)
             raise DataError(
                 f"sources of {mixture.file.name} differ in their vocabularies:"
                 f" {each.source.name} has {found.vocab_size} ids and EOS {found.eos_id},"
-                f" {datasets[0].source.name} has {first.vocab_size} and {first.eos_id}."
+                f" {opened[0].source.name} has {first.vocab_size} and {first.eos_id}."
                 " Prepare all with one tokenizer."
             )
 
