@@ -328,13 +328,10 @@ class Record:
 
 def encode(record: Record) -> str:
     """One strict-JSON line without the newline."""
-    body: dict[str, Any] = {}
-    non_finite: list[str] = []
-    for field in fields(record.event):
-        value = getattr(record.event, field.name)
-        body[field.name] = _finite(value, field.name, non_finite)
+    event, non_finite = record.event, list[str]()
+    body = {f.name: _finite(getattr(event, f.name), f.name, non_finite) for f in fields(event)}
     head = {"v": VERSION, "s": record.seq, "t": round(record.time, 3), "a": record.attempt}
-    line: dict[str, Any] = {**head, "k": record.event.kind, **body}
+    line: dict[str, Any] = {**head, "k": event.kind, **body}
     if non_finite:
         line["nf"] = sorted(set(non_finite))
     return json.dumps(line, allow_nan=False, separators=(",", ":"), ensure_ascii=False)

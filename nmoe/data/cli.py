@@ -21,7 +21,7 @@ from nmoe.data.index import read_index
 from nmoe.data.manifest import DataError, Manifest, digest, read_manifest, verify
 from nmoe.data.minibundle import write_mini_bundle
 from nmoe.data.mixture import prep_words, read_mixture
-from nmoe.data.overlap import find_overlap
+from nmoe.data.overlap import MAX_OVERLAP, find_overlap
 from nmoe.data.prep import SHARD_TOKENS, prepare
 from nmoe.data.sources import SOURCES, open_source
 from nmoe.data.tokenizer import check_name, open_tokenizer
@@ -31,8 +31,6 @@ from nmoe.schema import ConfigError
 USAGE_EXIT = 2
 DATA_EXIT = 4
 INTERRUPTED_EXIT = 130
-# Of the validation tokens: licences and idioms recur in disjoint documents of one corpus.
-MAX_OVERLAP = 0.01
 REPORT_EVERY_S = 0.1
 ERASE_LINE = "\x1b[K"  # what a longer line left behind
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([KMB]?)", re.IGNORECASE)
@@ -124,25 +122,17 @@ def _prep(args: argparse.Namespace) -> None:
 
 
 def _prep_mixture(args: argparse.Namespace) -> None:
-    file: Path = args.mixture
-    mixture, root = read_mixture(file), data_root()
+    file, root = args.mixture, data_root()
     output: Path = args.output or root.below(f"mixtures/{file.stem}")
+    common = ["--workers", str(args.workers)] if args.workers else []
     preps: list[argparse.Namespace] = []
-    for part in mixture.parts:
-        if part.path:
-            read_manifest(root.below(part.path))
-            continue
-        words = ["prep", *prep_words(part, root), "--tokenizer", mixture.tokenizer]
-        words += ["--output", str(output / part.name), "--name", f"{file.stem}-{part.name}"]
-        words += [*(["--workers", str(args.workers)] if args.workers else [])]
-        words += [*(["--json"] if args.json else [])]
+    for name, words in prep_words(read_mixture(file), output, root).items():
         try:
-            preps.append(_parser().parse_args(words))
+            preps.append(_parser().parse_args(["prep", *words, *common]))
         except SystemExit:
-            raise ConfigError(
-                f"{file.name}: {part.name} is not what prep takes, see above"
-            ) from None
+            raise ConfigError(f"{file.name}: {name} is not what prep takes, see above") from None
     for prep in preps:
+        prep.json = args.json
         prep.run(prep)
 
 
@@ -183,12 +173,7 @@ def _compare(args: argparse.Namespace) -> None:
         print(json.dumps({"overlap": {"share": found.share, **asdict(found)}}))
     else:
         print(*found.lines(), sep="\n")
-    if not found.share <= args.max_overlap:
-        raise DataError(
-            f"validation text is in the training set: got {found.share:.3%} of its tokens, expected"
-            f" at most {args.max_overlap:.3%}. Leave those documents out of training, or state with"
-            " --max-overlap what may be shared."
-        )
+    found.check(at_most=args.max_overlap)
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -270,13 +255,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("folder", type=Path)
     check.add_argument("--against", type=Path, metavar="VAL_DIR", help="find shared text, too")
     check.add_argument("--window", type=_count, metavar="N", help="tokens (default: 200 bytes)")
-    check.add_argument(
-        *("--max-overlap",),
-        type=float,
-        default=MAX_OVERLAP,
-        metavar="SHARE",
-        help="of the validation tokens that may be shared (default: %(default)s)",
-    )
+    more = "of the validation tokens that may be shared (default: %(default)s)"
+    check.add_argument("--max-overlap", type=float, default=MAX_OVERLAP, metavar="S", help=more)
     check.set_defaults(run=_verify)
 
     info = verbs.add_parser("info", help="what a dataset holds")

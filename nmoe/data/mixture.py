@@ -26,7 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from nmoe.config import Config
-from nmoe.data.manifest import MANIFEST_NAME, DataError, Manifest, digest, verify_sizes
+from nmoe.data.manifest import (
+    MANIFEST_NAME,
+    DataError,
+    Manifest,
+    digest,
+    read_manifest,
+    verify_sizes,
+)
 from nmoe.flow import Flow, FlowSource, Stage, apportion
 from nmoe.paths import DataRoot
 from nmoe.schema import ConfigError, nearest
@@ -65,11 +72,6 @@ class Mixture:
     temperature: Fraction | None
     sources: tuple[MixtureSource, ...]
     validation: MixtureSource | None
-
-    @property
-    def parts(self) -> tuple[MixtureSource, ...]:
-        """Everything that must be prepared: the sources, and the validation text if it is here."""
-        return (*self.sources, *([self.validation] if self.validation else []))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,15 +180,24 @@ def make_flow(config: Config, root: DataRoot) -> Flow | None:
     )
 
 
-def prep_words(source: MixtureSource, root: DataRoot) -> list[str]:
-    """The options of `prep` that make a source; paths of local files are below the data root."""
-    words: list[str] = []
-    for key, value in source.prep.items():
-        values = value if isinstance(value, list) else [value]
-        if key == "dataset" and source.prep["source"] in FILE_SOURCES:
-            values = [root.below(each) for each in values]
-        words += [f"--{key.replace('_', '-')}", *map(str, values)]
-    return words
+def prep_words(mixture: Mixture, output: Path, root: DataRoot) -> dict[str, list[str]]:
+    """The words behind `prep` that make each part; DataError for a prepared one that is missing.
+
+    Paths of local files are below the data root.
+    """
+    made: dict[str, list[str]] = {}
+    for part in (*mixture.sources, *([mixture.validation] if mixture.validation else [])):
+        if part.path:
+            read_manifest(root.below(part.path))
+            continue
+        words = made[part.name] = ["--output", str(output / part.name)]
+        words += ["--name", f"{mixture.file.stem}-{part.name}", "--tokenizer", mixture.tokenizer]
+        for key, value in part.prep.items():
+            values = value if isinstance(value, list) else [value]
+            if key == "dataset" and part.prep["source"] in FILE_SOURCES:
+                values = [root.below(each) for each in values]
+            words += [f"--{key.replace('_', '-')}", *map(str, values)]
+    return made
 
 
 def _windows(stages: Sequence[ProfileStage], config: Config) -> list[int]:

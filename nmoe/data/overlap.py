@@ -32,6 +32,8 @@ BASE = 0x9E3779B97F4A7C15  # odd, and 5 mod 8: its powers differ in few trailing
 CHUNK_TOKENS = 1 << 22
 FILTER_BITS = 26  # at most 64 MiB, of which validation of 10 million tokens fills a seventh
 NUM_EXAMPLES = 5
+# Of the validation tokens: licences and idioms recur in disjoint documents of one corpus.
+MAX_OVERLAP = 0.01
 
 Progress = Callable[[int, int, int], None]
 
@@ -63,6 +65,15 @@ class Overlap:
     def share(self) -> float:
         """Shared part of the validation tokens."""
         return self.shared_tokens / self.tokens
+
+    def check(self, *, at_most: float) -> None:
+        """DataError when a larger share than that is shared."""
+        if not self.share <= at_most:
+            raise DataError(
+                f"validation text is in the training set: got {self.share:.3%} of its tokens,"
+                f" expected at most {at_most:.3%}. Leave those documents out of training, or state"
+                " with --max-overlap what may be shared."
+            )
 
     def lines(self) -> list[str]:
         """The findings as text."""

@@ -264,15 +264,14 @@ def test_words_for_prep_place_local_files_below_the_data_root(root: DataRoot) ->
         MIXTURE + '[validation]\nsource = "stdlib"\n' + ('dataset = "val"\nmax_tokens = "1M"\n')
     )
 
-    mixture = read_mixture(root.path / "mixture.toml")
+    words = prep_words(read_mixture(root.path / "mixture.toml"), Path("out"), root)
 
-    assert [part.name for part in mixture.parts] == ["web", "math", "val"]
-    assert prep_words(mixture.parts[1], root) == (
-        ["--source", "text", "--dataset", f"{root.path}/a", f"{root.path}/b"]
-    )
-    assert prep_words(mixture.parts[2], root) == (
-        ["--source", "stdlib", "--dataset", "val", "--max-tokens", "1M"]
-    )
+    assert list(words) == ["web", "math", "val"]
+    assert words["math"] == [
+        *("--output", "out/math", "--name", "mixture-math", "--tokenizer", "none"),
+        *("--source", "text", "--dataset", f"{root.path}/a", f"{root.path}/b"),
+    ]
+    assert words["val"][-6:] == ["--source", "stdlib", "--dataset", "val", "--max-tokens", "1M"]
 
 
 @pytest.mark.parametrize("path", sorted((REPO_ROOT / "configs" / "mixtures").glob("*.toml")))
