@@ -124,15 +124,14 @@ def _prep(args: argparse.Namespace) -> None:
 def _prep_mixture(args: argparse.Namespace) -> None:
     file, root = args.mixture, data_root()
     output: Path = args.output or root.below(f"mixtures/{file.stem}")
-    common = ["--workers", str(args.workers)] if args.workers else []
     preps: list[argparse.Namespace] = []
     for name, words in prep_words(read_mixture(file), output, root).items():
         try:
-            preps.append(_parser().parse_args(["prep", *words, *common]))
+            preps.append(_parser().parse_args(["prep", *words]))
         except SystemExit:
             raise ConfigError(f"{file.name}: {name} is not what prep takes, see above") from None
     for prep in preps:
-        prep.json = args.json
+        prep.json, prep.workers = args.json, args.workers
         prep.run(prep)
 
 
@@ -232,20 +231,20 @@ def _parser() -> argparse.ArgumentParser:
     shards = prep.add_mutually_exclusive_group()
     shards.add_argument("--num-shards", type=_count, metavar="N", help="shares of the input")
     shards.add_argument("--shard-tokens", type=_count, default=SHARD_TOKENS, metavar="N")
-    prep.add_argument(
-        "--workers",
-        type=_count,
-        default=len(os.sched_getaffinity(0)),
-        metavar="N",
-        help="threads that encode (default: the cores, here %(default)s)",
-    )
     prep.set_defaults(run=_prep)
 
     mixture = verbs.add_parser("prep-mixture", help="every source of a mixture, by prep")
     mixture.add_argument("mixture", type=Path, help="a TOML file such as configs/mixtures/…")
     mixture.add_argument("--output", type=Path, metavar="DIR", help="default: mixtures/NAME")
-    mixture.add_argument("--workers", type=_count, metavar="N", help="as prep has them")
     mixture.set_defaults(run=_prep_mixture)
+    for verb in (prep, mixture):
+        verb.add_argument(
+            "--workers",
+            type=_count,
+            default=len(os.sched_getaffinity(0)),
+            metavar="N",
+            help="threads that encode (default: the cores, here %(default)s)",
+        )
 
     bundle = verbs.add_parser("prep-bundle", help="write the mini eval bundle")
     bundle.add_argument("--output", required=True, type=Path, metavar="DIR")
