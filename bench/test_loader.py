@@ -8,7 +8,7 @@ import pytest
 
 from nmoe.data.loader import FlowData, Loader
 from nmoe.data.manifest import Manifest, write_manifest
-from nmoe.data.shards import write_shard
+from nmoe.data.shards import ShardWriter
 from nmoe.flow import Flow, FlowSource, Stage, apportion
 
 SEQ_LEN, BATCH_SIZE, BATCHES = 2048, 256, 40
@@ -32,7 +32,10 @@ def write_random(folder: Path, *, seed: int) -> Path:
     shards = []
     for number in range(SHARDS):
         tokens = rng.integers(0, VOCAB_SIZE, SHARD_TOKENS, dtype=np.uint16)
-        shards.append(write_shard(folder, number, documents=np.split(tokens, 1 << 12)))
+        writer = ShardWriter(folder, number, dtype=tokens.dtype)
+        for document in np.split(tokens, 1 << 12):
+            writer.append(document)
+        shards.append(writer.close())
     manifest = Manifest(
         name=folder.name,
         source="random",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nmoe.data import overlap
 from nmoe.data.manifest import DataError, Manifest, write_manifest
 from nmoe.data.overlap import Example, find_overlap
-from nmoe.data.shards import write_shard
+from nmoe.data.shards import ShardWriter
 
 EOS = 999
 WINDOW = 8
@@ -20,11 +20,12 @@ WINDOW = 8
 def write(folder: Path, *shards: Sequence[np.ndarray], tokenizer: str = "words") -> Path:
     """A dataset of documents; each gets its EOS."""
     folder.mkdir(parents=True)
-    eos = np.array([EOS], dtype="<u2")
-    documents = [
-        [np.concatenate([each.astype("<u2"), eos]) for each in documents] for documents in shards
-    ]
-    written = [write_shard(folder, i, documents=each) for i, each in enumerate(documents)]
+    written = []
+    for number, documents in enumerate(shards):
+        writer = ShardWriter(folder, number, dtype=np.dtype("<u2"))
+        for document in documents:
+            writer.append(np.append(document, EOS))
+        written.append(writer.close())
     total = sum(shard.tokens for shard in written)
     manifest = Manifest(
         name=folder.name,
