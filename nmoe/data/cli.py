@@ -234,8 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     prep.set_defaults(run=_prep)
 
     mixture = verbs.add_parser("prep-mixture", help="every source of a mixture, by prep")
-    mixture.add_argument("mixture", type=Path, help="a TOML file such as configs/mixtures/…")
-    mixture.add_argument("--output", type=Path, metavar="DIR", help="default: mixtures/NAME")
+    _add_mixture_options(mixture)
     mixture.set_defaults(run=_prep_mixture)
     for verb in (prep, mixture):
         verb.add_argument(
@@ -251,11 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     bundle.set_defaults(run=_prep_bundle)
 
     check = verbs.add_parser("verify", help="check every hash and index of a dataset")
-    check.add_argument("folder", type=Path)
-    check.add_argument("--against", type=Path, metavar="VAL_DIR", help="find shared text, too")
-    check.add_argument("--window", type=_count, metavar="N", help="tokens (default: 200 bytes)")
-    more = "of the validation tokens that may be shared (default: %(default)s)"
-    check.add_argument("--max-overlap", type=float, default=MAX_OVERLAP, metavar="S", help=more)
+    _add_verify_options(check)
     check.set_defaults(run=_verify)
 
     info = verbs.add_parser("info", help="what a dataset holds")
@@ -265,6 +260,19 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (prep, mixture, bundle, check, info):
         verb.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     return parser
+
+
+def _add_mixture_options(mixture: argparse.ArgumentParser) -> None:
+    mixture.add_argument("mixture", type=Path, help="a TOML file such as configs/mixtures/…")
+    mixture.add_argument("--output", type=Path, metavar="DIR", help="default: mixtures/NAME")
+
+
+def _add_verify_options(check: argparse.ArgumentParser) -> None:
+    check.add_argument("folder", type=Path)
+    check.add_argument("--against", type=Path, metavar="VAL_DIR", help="find shared text, too")
+    check.add_argument("--window", type=_count, metavar="N", help="tokens (default: 200 bytes)")
+    more = "of the validation tokens that may be shared (default: %(default)s)"
+    check.add_argument("--max-overlap", type=float, default=MAX_OVERLAP, metavar="S", help=more)
 
 
 if __name__ == "__main__":
