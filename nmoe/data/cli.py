@@ -264,7 +264,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_mixture_options(mixture: argparse.ArgumentParser) -> None:
     mixture.add_argument("mixture", type=Path, help="a TOML file such as configs/mixtures/…")
-    mixture.add_argument("--output", type=Path, metavar="DIR", help="default: mixtures/NAME")
+    mixture.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: mixtures/NAME below DATA_DIR"
+    )
 
 
 def _add_verify_options(check: argparse.ArgumentParser) -> None:
