@@ -266,6 +266,12 @@ def prep_data(context: typer.Context) -> None:
     become("nmoe.data.cli", "prep", *context.args)
 
 
+@prep.command("mixture", context_settings=PASSED_THROUGH)
+def prep_mixture(context: typer.Context) -> None:
+    """Every source of a mixture file; options as in `n prep mixture --help`."""
+    become("nmoe.data.cli", "prep-mixture", *context.args)
+
+
 @prep.command("eval", context_settings=PASSED_THROUGH)
 def prep_eval(context: typer.Context) -> None:
     """The official eval bundle into the data root; with --output DIR, the small one of `pocket`."""
@@ -318,10 +324,9 @@ def _show_plan(plan: "Plan", detection: "Detection", root: "DataRoot", *, as_jso
 
     problems = preflight.problems(plan, detection, root)
     if as_json:
-        shown = {"plan": asdict(plan), "problems": [asdict(problem) for problem in problems]}
-        answer(json.dumps(shown))
-        return
-    answer(*tables.plan_lines(plan, root), *map(tables.problem_line, problems))
+        answer(json.dumps({"plan": asdict(plan), "problems": [asdict(each) for each in problems]}))
+    else:
+        answer(*tables.plan_lines(plan, root), *map(tables.problem_line, problems))
 
 
 def _launch(
@@ -339,9 +344,7 @@ def _launch(
         say(*tables.plan_lines(plan, root))
     problems = preflight.problems(plan, detection, root)
     refusal = preflight.first_blocking(problems)
-    for problem in problems:
-        if problem is not refusal:
-            say(tables.problem_line(problem))
+    say(*(tables.problem_line(each) for each in problems if each is not refusal))
     if refusal is not None:
         raise refusal.error()
     folder = launch.start(plan, root)

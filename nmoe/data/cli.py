@@ -1,4 +1,4 @@
-"""Data without the harness: prep, verify, info, prep-bundle.
+"""Data without the harness: prep, prep-mixture, verify, info, prep-bundle.
 
 `--json` prints one progress object a line on stdout; otherwise progress goes to stderr for people.
 Exit codes: 0 done, 2 usage, 4 data that cannot be made or used (the message is the last line).
@@ -20,10 +20,15 @@ from pathlib import Path
 from nmoe.data.index import read_index
 from nmoe.data.manifest import DataError, Manifest, digest, read_manifest, verify
 from nmoe.data.minibundle import write_mini_bundle
+from nmoe.data.mixture import prep_words, read_mixture
+from nmoe.data.overlap import MAX_OVERLAP, find_overlap
 from nmoe.data.prep import SHARD_TOKENS, prepare
 from nmoe.data.sources import SOURCES, open_source
 from nmoe.data.tokenizer import check_name, open_tokenizer
+from nmoe.paths import data_root
+from nmoe.schema import ConfigError
 
+USAGE_EXIT = 2
 DATA_EXIT = 4
 INTERRUPTED_EXIT = 130
 REPORT_EVERY_S = 0.1
@@ -88,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no second complaint
         print(f"error: {error}", file=sys.stderr)
         return DATA_EXIT
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_EXIT
     except KeyboardInterrupt:
         print("interrupted: run the same command again to finish", file=sys.stderr)
         return INTERRUPTED_EXIT
@@ -113,6 +121,20 @@ def _prep(args: argparse.Namespace) -> None:
     report.finish(f"{_summary(manifest)} in {output}")
 
 
+def _prep_mixture(args: argparse.Namespace) -> None:
+    file, root = args.mixture, data_root()
+    output: Path = args.output or root.below(f"mixtures/{file.stem}")
+    preps: list[argparse.Namespace] = []
+    for name, words in prep_words(read_mixture(file), output, root).items():
+        try:
+            preps.append(_parser().parse_args(["prep", *words]))
+        except SystemExit:
+            raise ConfigError(f"{file.name}: {name} is not what prep takes, see above") from None
+    for prep in preps:
+        prep.json, prep.workers = args.json, args.workers
+        prep.run(prep)
+
+
 def _prep_bundle(args: argparse.Namespace) -> None:
     output: Path = args.output
     report = Reporter(output.name, unit="bundle", is_json=args.json)
@@ -136,6 +158,21 @@ def _verify(args: argparse.Namespace) -> None:
             " Prepare the dataset again."
         )
     report.finish(f"whole: {_summary(manifest)}")
+    if args.against:
+        _compare(args)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    """Tell the overlap of a training set with a validation set; DataError when it is too much."""
+    verify(args.against)
+    report = Reporter(args.folder.name, unit="tokens", is_json=args.json)
+    found = find_overlap(args.folder, args.against, window=args.window, progress=report)
+    report.finish(f"compared with {args.against}")
+    if args.json:
+        print(json.dumps({"overlap": {"share": found.share, **asdict(found)}}))
+    else:
+        print(*found.lines(), sep="\n")
+    found.check(at_most=args.max_overlap)
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -194,30 +231,50 @@ def _parser() -> argparse.ArgumentParser:
     shards = prep.add_mutually_exclusive_group()
     shards.add_argument("--num-shards", type=_count, metavar="N", help="shares of the input")
     shards.add_argument("--shard-tokens", type=_count, default=SHARD_TOKENS, metavar="N")
-    prep.add_argument(
-        "--workers",
-        type=_count,
-        default=len(os.sched_getaffinity(0)),
-        metavar="N",
-        help="threads that encode (default: the cores, here %(default)s)",
-    )
     prep.set_defaults(run=_prep)
+
+    mixture = verbs.add_parser("prep-mixture", help="every source of a mixture, by prep")
+    _add_mixture_options(mixture)
+    mixture.set_defaults(run=_prep_mixture)
+    for verb in (prep, mixture):
+        verb.add_argument(
+            "--workers",
+            type=_count,
+            default=len(os.sched_getaffinity(0)),
+            metavar="N",
+            help="threads that encode (default: the cores, here %(default)s)",
+        )
 
     bundle = verbs.add_parser("prep-bundle", help="write the mini eval bundle")
     bundle.add_argument("--output", required=True, type=Path, metavar="DIR")
     bundle.set_defaults(run=_prep_bundle)
 
     check = verbs.add_parser("verify", help="check every hash and index of a dataset")
-    check.add_argument("folder", type=Path)
+    _add_verify_options(check)
     check.set_defaults(run=_verify)
 
     info = verbs.add_parser("info", help="what a dataset holds")
     info.add_argument("folder", type=Path)
     info.set_defaults(run=_info)
 
-    for verb in (prep, bundle, check, info):
+    for verb in (prep, mixture, bundle, check, info):
         verb.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     return parser
+
+
+def _add_mixture_options(mixture: argparse.ArgumentParser) -> None:
+    mixture.add_argument("mixture", type=Path, help="a TOML file such as configs/mixtures/…")
+    mixture.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: mixtures/NAME below DATA_DIR"
+    )
+
+
+def _add_verify_options(check: argparse.ArgumentParser) -> None:
+    check.add_argument("folder", type=Path)
+    check.add_argument("--against", type=Path, metavar="VAL_DIR", help="find shared text, too")
+    check.add_argument("--window", type=_count, metavar="N", help="tokens (default: 200 bytes)")
+    more = "of the validation tokens that may be shared (default: %(default)s)"
+    check.add_argument("--max-overlap", type=float, default=MAX_OVERLAP, metavar="S", help=more)
 
 
 if __name__ == "__main__":
