@@ -48,7 +48,7 @@ class Transport(Protocol):
         ...
 
     def combine(self, y_RD: Tensor, arrived: Arrived) -> Tensor:
-        """y_TD, the sum of gate * y over each token's rows, in fp32, sent home one row an owner."""
+        """y_TD, the sum of y over each token's rows, in fp32, sent home one row an owner."""
         ...
 
     def dispatch_grads(self, dy_TD: Tensor, arrived: Arrived) -> Tensor:
