@@ -72,7 +72,9 @@ def prep_commands(
 def problems(plan: Plan, root: DataRoot) -> tuple[Problem, ...]:
     """What keeps the run from its data; what it can prepare itself is no problem."""
     folder = root.dataset(plan.data.data_path)
-    found = [_problem(plan, folder / split) for split in SPLITS]
+    # The sources of a flow were found whole when it was made.
+    splits = SPLITS if plan.flow is None else SPLITS[1:]
+    found = [_problem(plan, folder / split) for split in splits]
     if is_speedrun(plan) and _absent(folder):
         found.append(_to_be_prepared(folder))
     return tuple(problem for problem in found if problem is not None)

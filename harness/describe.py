@@ -69,7 +69,13 @@ _LINES: dict[type[ev.Event], Callable[[Any], str]] = {
         f" {text.loss(event.bpb)} bits per byte"
     ),
     ev.CheckpointEvent: lambda event: f"saved {event.name} ({text.bytes_(event.bytes)})",
-    ev.EpochEvent: lambda event: f"step {text.count(event.step)}: epoch {event.epoch} begins",
+    ev.EpochEvent: lambda event: (
+        f"step {text.count(event.step)}: epoch {event.epoch}"
+        f"{event.source and f' of {event.source}'} begins"
+    ),
+    ev.StageEvent: lambda event: (
+        f"step {text.count(event.step)}: stage {event.index + 1}, {event.name}, begins"
+    ),
     ev.CoreTaskEvent: _core_task_line,
     ev.CoreEvent: _core_line,
     ev.StopRequestEvent: lambda event: f"stop asked by {event.by}: {event.action}",

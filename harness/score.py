@@ -154,7 +154,7 @@ def compute(folder: RunFolder, root: DataRoot) -> Score:
     train, val = _manifest(dataset / "train"), _manifest(dataset / "val")
     result = _result(plan, state, train=train, val=val, finished=finished)
     doubts = [] if state.outcome is None else list(_contradictions(plan, state, state.outcome))
-    if train is None or val is None:
+    if (train is None and plan.flow is None) or val is None:
         doubts.append(f"the data of the run cannot be identified: no whole dataset in {dataset}")
     if plan.hardware.is_fake:
         doubts.append("the plan was made for hardware that is not there")
@@ -212,8 +212,8 @@ def _result(
         attempts=state.attempt + 1,
         hardware=plan.hardware,
         digests=plan.digests,
-        data_source=f"{train.source}@{train.revision}" if train else None,
-        train_data=digest(train) if train else None,
+        data_source=_data_source(plan, train),
+        train_data=plan.flow.digest if plan.flow else digest(train) if train else None,
         val_data=digest(val) if val else None,
         versions=plan.versions,
         created=plan.created,
@@ -355,6 +355,12 @@ def _read(folder: RunFolder) -> tuple[runs.RunState, float]:
         outcomes += [record for record in records if isinstance(record.event, OutcomeEvent)]
     state = reader.state
     return state, outcomes[-1].time if state.outcome else state.updated
+
+
+def _data_source(plan: Plan, train: Manifest | None) -> str | None:
+    if plan.flow is not None:
+        return f"flow {plan.flow.profile}: {', '.join(each.name for each in plan.flow.sources)}"
+    return f"{train.source}@{train.revision}" if train else None
 
 
 def _manifest(folder: Path) -> Manifest | None:

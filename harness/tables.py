@@ -149,9 +149,25 @@ def plan_lines(plan: Plan, root: DataRoot) -> list[str]:
                 f" x {plan.accumulation} micro-batches)",
             ),
             ("seed", plan.train.seed),
+            *_stage_rows(plan),
             ("data root", f"{root.path}: {root.reason}"),
         )
     )
+
+
+def _stage_rows(plan: Plan) -> Iterable[tuple[str, str]]:
+    """Each stage's tokens, and of each source its share and how often it is read on average."""
+    if plan.flow is None:
+        return
+    for stage in plan.flow.stages:
+        shares = [
+            f"{source.name} {text.percent(quota / stage.num_windows, decimals=1)}"
+            f" ({text.fixed(quota / source.windows, decimals=2)} epochs)"
+            for source, quota in zip(plan.flow.sources, stage.quotas, strict=True)
+            if quota
+        ]
+        tokens = text.tokens(stage.num_windows * plan.train.seq_len)
+        yield f"stage {stage.name}", f"{tokens} tokens: {', '.join(shares)}"
 
 
 def problem_line(problem: Problem) -> str:

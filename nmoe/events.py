@@ -145,11 +145,22 @@ class CheckpointEvent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochEvent(Event):
-    """The loader wrapped around."""
+    """The dataset begins anew, or, in a flow, that of `source`."""
 
     kind: ClassVar[str] = "epoch"
     step: int
     epoch: int
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageEvent(Event):
+    """A stage of the plan's flow begins; `index` counts from 0."""
+
+    kind: ClassVar[str] = "stage"
+    step: int
+    name: str
+    index: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,8 +314,9 @@ KINDS: dict[str, type[Event]] = {
     cls.kind: cls
     for cls in (
         *(PhaseEvent, PrepEvent, LaunchEvent, RankEvent, CompileEvent, StepEvent, ValEvent),
-        *(RouterEvent, CheckpointEvent, EpochEvent, CoreTaskEvent, CoreEvent, AlertEvent),
-        *(StopRequestEvent, StopAckEvent, OutcomeEvent, ExitEvent, ResultEvent, GpuEvent),
+        *(RouterEvent, CheckpointEvent, EpochEvent, StageEvent, CoreTaskEvent),
+        *(CoreEvent, AlertEvent, StopRequestEvent, StopAckEvent, OutcomeEvent),
+        *(ExitEvent, ResultEvent, GpuEvent),
     )
 }
 
@@ -321,19 +333,10 @@ class Record:
 
 def encode(record: Record) -> str:
     """One strict-JSON line without the newline."""
-    body: dict[str, Any] = {}
-    non_finite: list[str] = []
-    for field in fields(record.event):
-        value = getattr(record.event, field.name)
-        body[field.name] = _finite(value, field.name, non_finite)
-    line: dict[str, Any] = {
-        "v": VERSION,
-        "s": record.seq,
-        "t": round(record.time, 3),
-        "a": record.attempt,
-        "k": record.event.kind,
-        **body,
-    }
+    event, non_finite = record.event, list[str]()
+    body = {f.name: _finite(getattr(event, f.name), f.name, non_finite) for f in fields(event)}
+    head = {"v": VERSION, "s": record.seq, "t": round(record.time, 3), "a": record.attempt}
+    line: dict[str, Any] = {**head, "k": event.kind, **body}
     if non_finite:
         line["nf"] = sorted(set(non_finite))
     return json.dumps(line, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
@@ -349,12 +352,9 @@ def decode(line: str | bytes) -> Record | None:
     if event_type is None:
         return None
     try:
-        return Record(
-            seq=int(raw["s"]),
-            time=float(raw["t"]),
-            attempt=int(raw["a"]),
-            event=event_type(**_values(event_type, raw)),
-        )
+        event = event_type(**_values(event_type, raw))
+        head = {"seq": int(raw["s"]), "time": float(raw["t"]), "attempt": int(raw["a"])}
+        return Record(**head, event=event)
     except (KeyError, TypeError, ValueError) as error:
         raise EventError(f"broken {event_type.kind} event: {error}") from None
 

@@ -10,6 +10,7 @@ import platform
 import re
 import secrets
 import subprocess
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +48,15 @@ class DataRoot:
 
     def dataset(self, data_path: str) -> Path:
         """Folder with `train` and `val` inside; `{python}` stands for the running version."""
-        return self.path / data_path.replace("{python}", platform.python_version())
+        return self.below(data_path)
+
+    def below(self, path: str) -> Path:
+        """A path that is absolute or below the data root.
+
+        `{python}` stands for the running version, `{stdlib}` for the folder of its library.
+        """
+        path = path.replace("{python}", platform.python_version())
+        return self.path / path.replace("{stdlib}", sysconfig.get_path("stdlib"))
 
     def bundle(self, name: str) -> Path:
         """Folder of the eval bundle `name`."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nmoe.checkpoint import Saved
 from nmoe.config import Plan
+from nmoe.data.loader import Began, StageBegan
 from nmoe.eval.core import CoreResult, TaskScore
 from nmoe.event_log import EventLog
 from nmoe.events import (
@@ -18,11 +19,13 @@ from nmoe.events import (
     CheckpointEvent,
     CoreEvent,
     CoreTaskEvent,
+    EpochEvent,
     Event,
     Level,
     OutcomeEvent,
     PhaseEvent,
     RouterEvent,
+    StageEvent,
     StepEvent,
     ValEvent,
 )
@@ -165,6 +168,13 @@ class Reporter:
             },
         )
 
+    def began(self, step: int, began: Began) -> None:
+        """An epoch of a source or a stage of the flow."""
+        if isinstance(began, StageBegan):
+            self.event(StageEvent(step=step, name=began.name, index=began.index))
+        else:
+            self.event(EpochEvent(step=step, epoch=began.epoch, source=began.source))
+
     def checkpoint(self, saved: Saved, *, seconds: float) -> None:
         """Publish a whole checkpoint; metric rows up to it are on disk from here on."""
         self.flush()
@@ -272,6 +282,8 @@ def _spoken(event: Event) -> str:
             return f"{event.level}: {event.message}"
         case OutcomeEvent():
             return f"{event.status} at step {event.step} after {event.train_s:.1f} s of training"
+        case StageEvent():
+            return f"stage {event.index + 1}, {event.name}, begins after step {event.step}"
         case PhaseEvent(note=note) if note:
             return f"phase {event.phase} {event.note}".rstrip()
         case _:

@@ -28,7 +28,7 @@ from nmoe.control import Control, StopReason
 from nmoe.data.manifest import DataError
 from nmoe.eval.core import CoreError, CoreResult, TaskScore
 from nmoe.evaluate import score_core
-from nmoe.events import EpochEvent, OutcomeEvent, PhaseEvent, Status, StopAckEvent
+from nmoe.events import OutcomeEvent, PhaseEvent, Status, StopAckEvent
 from nmoe.metrics import is_collapsed, router_health
 from nmoe.optim import peak_rates
 from nmoe.optim.schedule import lr_scale
@@ -92,10 +92,9 @@ def train_step(run: Run) -> None:
     """One optimizer step on one global batch, `accumulation` micro-batches on each rank."""
     plan, model = run.plan, run.model
     with run.loader_wait.running():
-        epoch = run.loader.cursor.epoch
         batch_BN = torch.from_numpy(run.loader.next_batch())
-    if run.loader.cursor.epoch != epoch:
-        run.report.event(EpochEvent(step=run.step, epoch=run.loader.cursor.epoch))
+    for began in run.loader.began:
+        run.report.began(run.step, began)
     mean_loss = torch.zeros((), dtype=torch.float64, device=run.device)
     for windows_BN in batch_BN.split(plan.train.micro_batch):
         nats_T, aux_sum = model.nats(windows_BN.to(run.device))
@@ -313,9 +312,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = run_rank(plan, folder, world=world, attempt=attempt, pipe=pipe)
             if is_alone:
                 standalone.record_exit(folder, rc=code, attempt=attempt)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ConfigError) else 4
     dist.shutdown()
     return code
 

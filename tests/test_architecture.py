@@ -24,7 +24,7 @@ MODULE_OWNERS = {
     "duckdb": ("harness/history.py",),
     "textual": ("tui/",),
     "triton": ("nmoe/kernels/",),
-    "torch.distributed": ("nmoe/dist.py", "nmoe/rdep/peers.py"),
+    "torch.distributed": ("nmoe/dist.py", "nmoe/rdep/peers.py", "nmoe/rdep/symmetric.py"),
     # paths.py asks git, nothing else.
     "subprocess": ("harness/launch.py", "nmoe/paths.py"),
     "multiprocessing": (),

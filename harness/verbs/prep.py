@@ -22,6 +22,12 @@ def prep_data(context: typer.Context) -> None:
     become("nmoe.data.cli", "prep" if has_source else "prep-speedrun", *context.args)
 
 
+@prep.command("mixture", context_settings=PASSED_THROUGH)
+def prep_mixture(context: typer.Context) -> None:
+    """Every source of a mixture file; options as in `n prep mixture --help`."""
+    become("nmoe.data.cli", "prep-mixture", *context.args)
+
+
 @prep.command("eval", context_settings=PASSED_THROUGH)
 def prep_eval(context: typer.Context) -> None:
     """The official eval bundle into the data root; with --output DIR, the small one of `pocket`."""

@@ -1,4 +1,4 @@
-"""Data without the harness: prep, prep-speedrun, verify, info, prep-bundle.
+"""Data without the harness: prep, prep-speedrun, prep-mixture, verify, info, prep-bundle.
 
 `--json` prints one progress object a line on stdout; otherwise progress goes to stderr for people.
 Exit codes: 0 done, 2 usage, 4 data that cannot be made or used (the message is the last line).
@@ -7,14 +7,12 @@ Exit codes: 0 done, 2 usage, 4 data that cannot be made or used (the message is 
 import argparse
 import json
 import os
-import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
-from decimal import Decimal
 from pathlib import Path
 
 from nmoe.data.download import DownloadError
@@ -22,23 +20,33 @@ from nmoe.data.folder import DOWNLOADS_NAME, known_revision
 from nmoe.data.index import read_index
 from nmoe.data.manifest import MANIFEST_NAME, DataError, Manifest, digest, read_manifest, verify
 from nmoe.data.minibundle import write_mini_bundle
+from nmoe.data.mixture import prep_words, read_mixture
+from nmoe.data.options import (
+    add_mixture_options,
+    add_remote_options,
+    add_speedrun_options,
+    add_verify_options,
+    count,
+    tokenizer,
+)
+from nmoe.data.overlap import find_overlap
 from nmoe.data.prep import SHARD_TOKENS, prepare
 from nmoe.data.sources import REMOTE_SOURCES, SOURCES, Remote, Source, open_source
 from nmoe.data.speedrun import TRAIN_TOKENS, VAL_TOKENS, Inputs, prepare_speedrun
-from nmoe.data.tokenizer import check_name, open_tokenizer
+from nmoe.data.tokenizer import open_tokenizer
 from nmoe.paths import data_root, existing
+from nmoe.schema import ConfigError
 
+USAGE_EXIT = 2
 DATA_EXIT = 4
 INTERRUPTED_EXIT = 130
 REPORT_EVERY_S = 0.1
 LINE_EVERY_S = 60.0  # into a file
 ERASE_LINE = "\x1b[K"  # what a longer line left behind
-COUNT = re.compile(r"(\d+(?:\.\d+)?)([KMB]?)", re.IGNORECASE)
 REMOTE_OPTIONS = {
     "hub_parquet": ("revision", "files", "exclude", "keep"),
     "hf": ("revision", "config", "split"),
 }
-COUNT_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
 class Reporter:
@@ -102,6 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no second complaint
         print(f"error: {error}", file=sys.stderr)
         return DATA_EXIT
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_EXIT
     except KeyboardInterrupt:
         print("interrupted: run the same command again to finish", file=sys.stderr)
         return INTERRUPTED_EXIT
@@ -193,6 +204,20 @@ def _prep_speedrun(args: argparse.Namespace) -> None:
         )
 
 
+def _prep_mixture(args: argparse.Namespace) -> None:
+    file, root = args.mixture, data_root()
+    output: Path = args.output or root.below(f"mixtures/{file.stem}")
+    preps: list[argparse.Namespace] = []
+    for name, words in prep_words(read_mixture(file), output, root).items():
+        try:
+            preps.append(_parser().parse_args(["prep", *words]))
+        except SystemExit:
+            raise ConfigError(f"{file.name}: {name} is not what prep takes, see above") from None
+    for prep in preps:
+        prep.json, prep.workers, prep.mirror = args.json, args.workers, args.mirror
+        prep.run(prep)
+
+
 def _prep_bundle(args: argparse.Namespace) -> None:
     output: Path = args.output
     report = Reporter(output.name, unit="bundle", is_json=args.json)
@@ -216,6 +241,21 @@ def _verify(args: argparse.Namespace) -> None:
             " Prepare the dataset again."
         )
     report.finish(f"whole: {_summary(manifest)}")
+    if args.against:
+        _compare(args)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    """Tell the overlap of a training set with a validation set; DataError when it is too much."""
+    verify(args.against)
+    report = Reporter(args.folder.name, unit="tokens", is_json=args.json)
+    found = find_overlap(args.folder, args.against, window=args.window, progress=report)
+    report.finish(f"compared with {args.against}")
+    if args.json:
+        print(json.dumps({"overlap": {"share": found.share, **asdict(found)}}))
+    else:
+        print(*found.lines(), sep="\n")
+    found.check(at_most=args.max_overlap)
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -238,23 +278,6 @@ def _summary(manifest: Manifest) -> str:
     return f"{manifest.total_tokens:,} tokens of {manifest.num_docs:,} documents"
 
 
-def _count(text: str) -> int:
-    """`10B`, `1.5M`, `64`: a whole number above zero, with K, M or B for powers of a thousand."""
-    match = COUNT.fullmatch(text.replace("_", "").replace(",", ""))
-    value = Decimal(match[1]) * COUNT_UNITS[match[2].upper()] if match else Decimal(0)
-    if value <= 0 or value != int(value):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number such as 64, 1.5M or 10B")
-    return int(value)
-
-
-def _tokenizer(name: str) -> str:
-    try:
-        check_name(name)
-    except DataError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return name
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nmoe.data.cli", description="Prepare data.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -272,27 +295,31 @@ def _parser() -> argparse.ArgumentParser:
     prep.add_argument(
         *("--tokenizer",),
         default="byte",
-        type=_tokenizer,
+        type=tokenizer,
         help="byte, gpt2 or another encoding of tiktoken, ENCODING:RANKS_FILE, FILE.json[:EOS]",
     )
     prep.add_argument("--text-key", default="text", help="column or field that holds the text")
     prep.add_argument(
-        "--max-tokens", type=_count, metavar="N", help="end behind the document that reaches N"
+        "--max-tokens", type=count, metavar="N", help="end behind the document that reaches N"
     )
     shards = prep.add_mutually_exclusive_group()
-    shards.add_argument("--num-shards", type=_count, metavar="N", help="shares of the input")
-    shards.add_argument("--shard-tokens", type=_count, default=SHARD_TOKENS, metavar="N")
-    _add_remote_options(prep)
+    shards.add_argument("--num-shards", type=count, metavar="N", help="shares of the input")
+    shards.add_argument("--shard-tokens", type=count, default=SHARD_TOKENS, metavar="N")
+    add_remote_options(prep)
     prep.set_defaults(run=_prep, refuse=prep.error)
 
     speedrun = verbs.add_parser("prep-speedrun", help="the data of the speedrun, or one's own")
-    _add_speedrun_options(speedrun)
+    add_speedrun_options(speedrun)
     speedrun.set_defaults(run=_prep_speedrun, refuse=speedrun.error)
-    for verb in (prep, speedrun):
+
+    mixture = verbs.add_parser("prep-mixture", help="every source of a mixture, by prep")
+    add_mixture_options(mixture)
+    mixture.set_defaults(run=_prep_mixture)
+    for verb in (prep, speedrun, mixture):
         verb.add_argument("--mirror", metavar="URL", help="base URL in place of the hub's")
         verb.add_argument(
             "--workers",
-            type=_count,
+            type=count,
             default=len(os.sched_getaffinity(0)),
             metavar="N",
             help="threads that encode (default: the cores, here %(default)s)",
@@ -303,55 +330,16 @@ def _parser() -> argparse.ArgumentParser:
     bundle.set_defaults(run=_prep_bundle)
 
     check = verbs.add_parser("verify", help="check every hash and index of a dataset")
-    check.add_argument("folder", type=Path)
+    add_verify_options(check)
     check.set_defaults(run=_verify)
 
     info = verbs.add_parser("info", help="what a dataset holds")
     info.add_argument("folder", type=Path)
     info.set_defaults(run=_info)
 
-    for verb in (prep, speedrun, bundle, check, info):
+    for verb in (prep, speedrun, mixture, bundle, check, info):
         verb.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     return parser
-
-
-def _add_remote_options(prep: argparse.ArgumentParser) -> None:
-    remote = prep.add_argument_group("of hub_parquet and hf")
-    remote.add_argument("--revision", help="branch, tag or commit (default: main, at the start)")
-    remote.add_argument(
-        "--files", nargs="+", metavar="PATTERN", help="hub_parquet: which (default: *.parquet)"
-    )
-    remote.add_argument("--exclude", nargs="+", metavar="PATTERN", help="hub_parquet: which not")
-    remote.add_argument(
-        *("--keep",),
-        type=Path,
-        metavar="DIR",
-        help="hub_parquet: keep the files there (default: each is removed once it is read)",
-    )
-    remote.add_argument("--config", metavar="NAME", help="hf: a part of the dataset")
-    remote.add_argument("--split", metavar="NAME", help="hf: default train")
-
-
-def _add_speedrun_options(speedrun: argparse.ArgumentParser) -> None:
-    speedrun.add_argument(
-        "--output", type=Path, metavar="DIR", help="default: speedrun in the data root"
-    )
-    speedrun.add_argument(
-        *("--from",),
-        dest="inputs",
-        type=Path,
-        nargs="+",
-        metavar="PATH",
-        help="files or folders of .parquet, .jsonl or .txt instead of the hub's",
-    )
-    speedrun.add_argument(
-        *("--val",),
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help="for validation (default: the last file in the order of names)",
-    )
-    speedrun.add_argument("--text-key", help="column or field that holds the text (default: text)")
 
 
 if __name__ == "__main__":

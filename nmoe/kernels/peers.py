@@ -64,18 +64,17 @@ def push_rows(
 def push_sums(
     y_RD: Tensor,
     row_SK: Tensor,
-    gates_SK: Tensor | None,
     *,
     home_P: Tensor,
     rank: int,
     stride: int,
 ) -> None:
-    """Sum of gate * y (without gates: of y) over the rows of each slot, in fp32, to its source."""
+    """Sum of y over the rows of each slot, in fp32, to its source."""
     num_slots, top_k = row_SK.shape
     dim = y_RD.shape[1]
     columns = block(dim, 256)
     _push_sums[(num_slots // TOKENS, dim // columns)](
-        y_RD, row_SK, gates_SK, home_P, rank * stride, stride,
+        y_RD, row_SK, home_P, rank * stride, stride,
         dim, top_k, TOKENS, columns, num_warps=8,
     )  # fmt: skip
 
@@ -177,7 +176,7 @@ def _push_rows(
 
 @triton.jit(do_not_specialize=["first_slot", "stride"])
 def _push_sums(
-    y, row_SK, gates_SK, home_P, first_slot, stride,
+    y, row_SK, home_P, first_slot, stride,
     D: tl.constexpr, K: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
@@ -187,11 +186,7 @@ def _push_sums(
     for k in tl.static_range(K):
         row = tl.load(row_SK + slot * K + k)
         at = row.to(tl.int64)[:, None] * D + column[None, :]
-        values = tl.load(y + at, mask=(row >= 0)[:, None], other=0.0).to(tl.float32)
-        if gates_SK is not None:
-            gate = tl.load(gates_SK + slot * K + k, mask=row >= 0, other=0.0)
-            values = values * gate[:, None]
-        total += values
+        total += tl.load(y + at, mask=(row >= 0)[:, None], other=0.0).to(tl.float32)
         has_row = has_row | (row >= 0)
     source = (tl.program_id(0) * TOKENS) // stride  # of the whole block: stride is a multiple
     to = tl.load(home_P + source).to(tl.pointer_type(y.dtype.element_ty))

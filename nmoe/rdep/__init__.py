@@ -13,7 +13,7 @@ from nmoe.rdep.device import DeviceWire, flag_region
 from nmoe.rdep.host import HostWire
 from nmoe.rdep.ipc import PHASES, Ipc, Wire, regions
 from nmoe.rdep.layout import Arrived, share
-from nmoe.rdep.peers import PeerError, PeerLost, Peers, PeerTimeout
+from nmoe.rdep.peers import PeerError, PeerLost, Peers, PeerTimeout, Region
 from nmoe.rdep.single import Single
 from nmoe.rdep.symmetric import SymmetricMemory
 
@@ -48,7 +48,7 @@ class Transport(Protocol):
         ...
 
     def combine(self, y_RD: Tensor, arrived: Arrived) -> Tensor:
-        """y_TD, the sum of gate * y over each token's rows, in fp32, sent home one row an owner."""
+        """y_TD, the sum of y over each token's rows, in fp32, sent home one row an owner."""
         ...
 
     def dispatch_grads(self, dy_TD: Tensor, arrived: Arrived) -> Tensor:
@@ -104,28 +104,23 @@ def open_transport(
     if world == 1:
         return Single(num_experts=num_experts, dtype=dtype, impl=impl)
     stride = max_tokens if impl == "reference" else -(-max_tokens // SLOTS) * SLOTS
-    needed = regions(
+    wire = _open_wire(
+        regions(
+            world=world,
+            stride=stride,
+            top_k=top_k,
+            dim=dim,
+            num_layers=num_layers,
+            dtype=dtype,
+        ),
+        rank=rank,
         world=world,
         stride=stride,
-        top_k=top_k,
-        dim=dim,
-        num_layers=num_layers,
-        dtype=dtype,
+        num_experts=num_experts,
+        device=torch.device(device),
+        impl=impl,
+        timeout_s=timeout_s,
     )
-    device = torch.device(device)
-    if impl == "triton":
-        needed |= flag_region(world)
-    memory: Peers | SymmetricMemory
-    if device.type == "cuda":
-        memory = SymmetricMemory(rank=rank, world=world, regions=needed, device=device)
-    else:
-        memory = Peers(rank=rank, world=world, regions=needed, phases=PHASES, timeout_s=timeout_s)
-    wire: Wire
-    if isinstance(memory, Peers) and impl == "reference":
-        wire = HostWire(memory, stride=stride, num_experts=num_experts)
-    else:
-        each = len(local_experts)
-        wire = DeviceWire(memory, stride=stride, experts_per_rank=each, timeout_s=timeout_s)
     return Ipc(
         wire,
         rank=rank,
@@ -137,3 +132,27 @@ def open_transport(
         num_layers=num_layers,
         dtype=dtype,
     )
+
+
+def _open_wire(
+    needed: dict[str, Region],
+    *,
+    rank: int,
+    world: int,
+    stride: int,
+    num_experts: int,
+    device: torch.device,
+    impl: Impl,
+    timeout_s: float,
+) -> Wire:
+    if impl == "triton":
+        needed |= flag_region(world)
+    memory: Peers | SymmetricMemory
+    if device.type == "cuda":
+        memory = SymmetricMemory(rank=rank, world=world, regions=needed, device=device)
+    else:
+        memory = Peers(rank=rank, world=world, regions=needed, phases=PHASES, timeout_s=timeout_s)
+    if isinstance(memory, Peers) and impl == "reference":
+        return HostWire(memory, stride=stride, num_experts=num_experts)
+    each = num_experts // world
+    return DeviceWire(memory, stride=stride, experts_per_rank=each, timeout_s=timeout_s)

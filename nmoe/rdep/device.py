@@ -82,10 +82,10 @@ class DeviceWire:
             experts_per_rank=self._each,
         )
 
-    def push_sums(self, y_RD: Tensor, row_SK: Tensor, gates_SK: Tensor | None) -> None:
+    def push_sums(self, y_RD: Tensor, row_SK: Tensor) -> None:
         home_P = self.memory.pointers("home")
         self._kernels.push_sums(
-            y_RD, row_SK, gates_SK, home_P=home_P, rank=self.memory.rank, stride=self.stride
+            y_RD, row_SK, home_P=home_P, rank=self.memory.rank, stride=self.stride
         )
 
     def push_gate_grads(self, dgate_BR: Tensor, row_SK: Tensor) -> None:

@@ -38,8 +38,8 @@ class HostWire:
             rows = x_TD.index_select(0, tokens)
             self.peers.put(owner, region, rows, at=(self.peers.rank,), index=tokens)
 
-    def push_sums(self, y_RD: Tensor, row_SK: Tensor, gates_SK: Tensor | None) -> None:
-        sums_SD = ops.combine(y_RD, row_SK, gates_SK, impl=self.impl)
+    def push_sums(self, y_RD: Tensor, row_SK: Tensor) -> None:
+        sums_SD = ops.combine(y_RD, row_SK, impl=self.impl)
         for home, (row_TK, sums_TD) in enumerate(self._by_source(row_SK, sums_SD)):
             tokens = (row_TK >= 0).any(dim=1).nonzero().flatten()
             self.peers.put(home, "home", sums_TD[tokens], at=(self.peers.rank,), index=tokens)

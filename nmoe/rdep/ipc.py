@@ -3,7 +3,7 @@
 A layer and micro-batch has four phases, each "signal every rank, wait for every rank":
 
     FD  forward dispatch   counts, expert ids and gates to all ranks, x rows into recv[layer][me]
-    FR  forward return     per (token, owner) one row of gated sums into home[me]
+    FR  forward return     per (token, owner) one row of sums into home[me]
     BD  backward dispatch  dy rows into dy[me]
     BR  backward return    per (token, owner) one row of dx into home[me], d(gate) into dgates
 
@@ -70,8 +70,8 @@ class Wire(Protocol):
         """Each row once to every distinct owner of its token, into the token's slot there."""
         ...
 
-    def push_sums(self, y_RD: Tensor, row_SK: Tensor, gates_SK: Tensor | None) -> None:
-        """The (gated) sum of every slot with a row here to its source, one row each."""
+    def push_sums(self, y_RD: Tensor, row_SK: Tensor) -> None:
+        """The sum of every slot with a row here to its source, one row each."""
         ...
 
     def push_gate_grads(self, dgate_BR: Tensor, row_SK: Tensor) -> None:
@@ -145,10 +145,9 @@ class Ipc:
         wire.push_choices(experts_TK, gates_TK)
         wire.push_rows(f"recv{layer}", x_TD, experts_TK)
         wire.sync("FD")
-        gates_SK = wire.local("gates").flatten(0, 1)
         rows = ops.sort_rows(
             wire.local("experts").flatten(0, 1),
-            gates_SK,
+            wire.local("gates").flatten(0, 1),
             self.local_experts,
             count_P=wire.local("counts"),
             stride=wire.stride,
@@ -158,7 +157,6 @@ class Ipc:
         return Arrived(
             x_SD=wire.local(f"recv{layer}").flatten(0, 1),
             rows=rows,
-            gates_NK=gates_SK,
             experts_TK=experts_TK,
             layer=layer,
             turn=self._turns[layer],
@@ -170,7 +168,7 @@ class Ipc:
             got = f"{y_RD.dtype} {tuple(y_RD.shape)}"
             raise ValueError(f"combine: got y {got}, expected {self._dtype} with {num_rows} rows.")
         self._enter("combine", due="combine", then="")
-        self.wire.push_sums(y_RD, arrived.rows.row_NK, arrived.gates_NK)
+        self.wire.push_sums(y_RD, arrived.rows.row_NK)
         self.wire.sync("FR")
         return self.wire.sum_home(arrived.experts_TK)
 
@@ -189,7 +187,7 @@ class Ipc:
         self, dx_RD: Tensor, dgate_BR: Tensor, arrived: Arrived
     ) -> tuple[Tensor, Tensor]:
         self._enter("combine_grads", due="combine_grads", then="")
-        self.wire.push_sums(dx_RD, arrived.rows.row_NK, None)
+        self.wire.push_sums(dx_RD, arrived.rows.row_NK)
         self.wire.push_gate_grads(dgate_BR, arrived.rows.row_NK)
         self.wire.sync("BR")
         shape = arrived.experts_TK.shape

@@ -23,12 +23,18 @@ def write_shard(folder: Path, number: int, *, documents: Sequence[np.ndarray]) -
         writer.discard()
 
 
-def write_counting(folder: Path, shard_tokens: Sequence[int], *, vocab_size: int = 65536) -> Path:
-    """A dataset whose token i is i, so that a window tells where it comes from."""
+def write_counting(
+    folder: Path,
+    shard_tokens: Sequence[int],
+    *,
+    vocab_size: int = 65536,
+    first: int = 0,
+) -> Path:
+    """A dataset whose token i is `first` + i, so that a window tells where it comes from."""
     folder.mkdir(parents=True, exist_ok=True)
     shards, start = [], 0
     for number, size in enumerate(shard_tokens):
-        tokens = np.arange(start, start + size, dtype="<u2")
+        tokens = np.arange(first + start, first + start + size, dtype="<u2")
         shards.append(write_shard(folder, number, documents=[tokens]))
         start += size
     manifest = Manifest(
