@@ -1,6 +1,6 @@
 """The experts' reference, forward and backward, against each formula written row by row in fp64."""
 
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 import torch
@@ -154,7 +154,9 @@ def test_activations_and_their_gradient_match_autograd_when_any_sign(
 
 
 @pytest.mark.parametrize("gathered", ["left", "right"])
-def test_weight_gradients_add_to_the_buffer_when_accumulate_says(gathered: str) -> None:
+def test_weight_gradients_add_to_the_buffer_when_accumulate_says(
+    gathered: Literal["left", "right"],
+) -> None:
     generator = torch.Generator().manual_seed(6)
     rows = sort(torch.ones(IDS.shape))
     in_slots = torch.randint(-3, 4, (len(IDS), 4), generator=generator).float()

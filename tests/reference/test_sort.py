@@ -100,8 +100,9 @@ def test_rows_of_an_expert_are_the_same_when_the_world_is_one(routing: Routing) 
     """The tokens of all ranks in their order, in one world or in several."""
     ids_NK = torch.cat(routing.sent())
     place_N = torch.arange(len(ids_NK))  # of a token among all
-    at_S = torch.cat([torch.arange(n) + p * routing.stride for p, n in enumerate(routing.count_P)])
-    token_S = torch.full((len(routing.experts_NK),), -1).index_copy(0, at_S.long(), place_N)
+    counts = enumerate(routing.count_P.tolist())
+    at_N = torch.cat([torch.arange(count) + p * routing.stride for p, count in counts])
+    token_S = torch.full((len(routing.experts_NK),), -1).index_copy(0, at_N, place_N)
     one = sort_rows(
         ids_NK, torch.ones(ids_NK.shape), first_expert=0, num_experts=routing.num_experts
     )
