@@ -11,6 +11,7 @@ import torch
 from tests.rdep import cases
 from tests.rdep.cases import DIM, MAX_TOKENS, NUM_EXPERTS, TOP_K, Problem
 from tests.rdep.ranks import Ranks
+from tests.rdep.stress import stress
 
 World = Callable[[int], Ranks]
 OURS = ("y", "dx", "dgates")
@@ -172,7 +173,7 @@ def test_results_do_not_show_poison_when_slots_hold_no_token(ranks: World, routi
 def test_layers_stay_exact_when_passes_follow_each_other_at_random_speed(
     ranks: World, world: int, num_passes: int
 ) -> None:
-    first, *others = gathered_counts = ranks(world).run(cases.stress, num_passes, 11)
+    first, *others = gathered_counts = ranks(world).run(stress, num_passes, 11)
     assert all(answer == first for answer in others), gathered_counts
     assert sum(first) == num_passes
     assert min(first) > num_passes / 5
