@@ -4,10 +4,12 @@ Shapes: B batch, S sequence, T = B*S tokens, D model, F expert hidden, G columns
 E experts, e local experts.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from nmoe import ops
 from nmoe.config import Activation, Config, Impl
@@ -100,21 +102,24 @@ class _Experts(torch.autograd.Function):
         arrived = layer.transport.dispatch(x_TD, experts_TK, gates_TK, layer=layer.layer)
         h_RG, a_RF = ops.up(arrived.x_SD, w13, arrived.rows, activation=activation, impl=impl)
         y_RD = ops.down(a_RF, w2, arrived.rows, impl=impl)
-        ctx.layer, ctx.arrived, ctx.dtype = layer, arrived, w13_eDG.dtype
-        ctx.save_for_backward(h_RG, a_RF, w13, w2)
+        ctx.layer, ctx.dtype = layer, w13_eDG.dtype
+        # x goes with the saved tensors: autograd guards it and lets go of it after backward
+        ctx.arrived = replace(arrived, x_SD=x_TD.new_empty(0))
+        ctx.save_for_backward(arrived.x_SD, h_RG, a_RF, w13, w2)
         return layer.transport.combine(y_RD, arrived)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy_TD,) = grads
-        h_RG, a_RF, w13, w2 = ctx.saved_tensors
+        x_SD, h_RG, a_RF, w13, w2 = ctx.saved_tensors
         layer, arrived = ctx.layer, ctx.arrived
         rows, impl, activation = arrived.rows, layer.impl, layer.activation
         dy_SD = layer.transport.dispatch_grads(dy_TD.contiguous(), arrived)
         dh_RG, dgate_BR = ops.down_grad(dy_SD, w2, h_RG, rows, activation=activation, impl=impl)
         dw2, dw13 = (torch.empty_like(w, dtype=ctx.dtype) for w in (w2, w13))
         ops.weight_grad(a_RF, dy_SD, rows, dw2, gathered="right", impl=impl)
-        ops.weight_grad(arrived.x_SD, dh_RG, rows, dw13, gathered="left", impl=impl)
+        ops.weight_grad(x_SD, dh_RG, rows, dw13, gathered="left", impl=impl)
         dx_RD = ops.up_grad(dh_RG, w13, rows, impl=impl)
         dx_TD, dgates_TK = layer.transport.combine_grads(dx_RD, dgate_BR, arrived)
         return dx_TD, None, dgates_TK, dw13, dw2, None

@@ -1,17 +1,20 @@
 """Router, balancing and the MoE layer against plain definitions."""
 
+import weakref
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nmoe.config import Config, read_config
+from nmoe.config import Activation, Config, read_config
 from nmoe.metrics import is_collapsed, router_health
 from nmoe.model import Transformer, init_weights
-from nmoe.moe import BIAS_LIMIT, MoE, Router, balance_loss
-from nmoe.rdep import open_transport
+from nmoe.moe import BIAS_LIMIT, Experts, MoE, Router, balance_loss
+from nmoe.rdep import Transport, open_transport
 from tests import tiny
 
 
@@ -20,8 +23,8 @@ def config(tmp_path: Path) -> Config:
     return read_config(tiny.write_config(tmp_path))
 
 
-def make_model(config: Config, *, seed: int = 1) -> Transformer:
-    transport = open_transport(
+def transport_of(config: Config, *, dtype: torch.dtype = torch.float32) -> Transport:
+    return open_transport(
         rank=0,
         world=1,
         num_experts=config.experts.num_experts,
@@ -29,9 +32,13 @@ def make_model(config: Config, *, seed: int = 1) -> Transformer:
         dim=config.model.dim,
         max_tokens=1024,
         num_layers=config.model.num_layers,
-        dtype=torch.float32,
+        dtype=dtype,
         device="cpu",
     )
+
+
+def make_model(config: Config, *, seed: int = 1) -> Transformer:
+    transport = transport_of(config)
     model = Transformer(config, transport, vocab_size=257, dtype=torch.float32)
     init_weights(model, seed=seed)
     return model
@@ -139,6 +146,149 @@ def test_moe_equals_a_loop_over_tokens_and_experts(config: Config) -> None:
             hidden = silu(x_D @ w1) * (x_D @ layer.experts.w3_eDF[expert])
             expected_D = expected_D + gate * (hidden @ w2)
         torch.testing.assert_close(y_BSD.flatten(0, 1)[token], expected_D, atol=1e-5, rtol=1e-4)
+
+
+def make_layer(config: Config, activation: Activation, *, dtype: torch.dtype) -> MoE:
+    """A layer with normal weights; parameters are fp32, rows are `dtype`."""
+    config = replace(config, experts=replace(config.experts, activation=activation))
+    layer = MoE(config, transport_of(config, dtype=dtype), layer=0)
+    generator = torch.Generator().manual_seed(6)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)
+    return layer
+
+
+def dense(layer: MoE, leaves: dict[str, Tensor], experts_TK: Tensor) -> Tensor:
+    """y_BSD and the balance loss as one vector, every expert on every token, choices as given."""
+    x_BSD, activation = leaves["x"], layer.experts.activation
+    x_TD, num_experts = x_BSD.flatten(0, 1), layer.router.bias_E.numel()
+    scores_TE = torch.sigmoid(x_TD @ leaves["router.gate.weight"].T)
+    is_chosen_TE = torch.zeros_like(scores_TE).scatter(1, experts_TK, 1.0)
+    gates_TE = scores_TE * is_chosen_TE
+    gates_TE = gates_TE / gates_TE.sum(1, keepdim=True)
+    h1 = torch.einsum("td,edf->tef", x_TD, leaves["experts.w1_eDF"])
+    inner = nn.functional.silu(h1) if activation == "swiglu" else h1.clamp(min=0) ** 2
+    if activation != "relu_squared":
+        inner = inner * torch.einsum("td,edf->tef", x_TD, leaves["experts.w3_eDF"])
+    y_TD = torch.einsum("te,tef,efd->td", gates_TE, inner, leaves["experts.w2_eFD"])
+    up1, up3 = leaves["shared.up.weight"]
+    shared_TF = nn.functional.silu(x_TD @ up1.T) * (x_TD @ up3.T)
+    y_TD = y_TD + shared_TF @ leaves["shared.down.weight"].T
+    aux = x_TD.new_zeros(())
+    per_sequence = (part.chunk(len(x_BSD)) for part in (is_chosen_TE, scores_TE))
+    for chosen, scores in zip(*per_sequence, strict=True):
+        share_E = chosen.mean(0) / experts_TK.shape[1]
+        aux = aux + num_experts * (share_E * (scores / scores.sum(1, keepdim=True)).mean(0)).sum()
+    return torch.cat([y_TD.flatten(), aux.view(1)])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit"),
+    # bf16: products, activations and sums are rounded to 2^-9 in turn, relu is squared
+    [(torch.float32, 5e-6), (torch.bfloat16, 8 * 2**-9)],
+)
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_moe_gradients_match_a_dense_oracle_when_any_activation(
+    config: Config, activation: Activation, dtype: torch.dtype, limit: float
+) -> None:
+    layer = make_layer(config, activation, dtype=dtype)
+    x_BSD = inputs(3, 40, 32).to(dtype).requires_grad_()
+    dy = torch.randn(3 * 40 * 32 + 1, generator=torch.Generator().manual_seed(8)).to(dtype)
+    y_BSD, aux = layer(x_BSD)
+    names = dict(layer.named_parameters())
+    torch.autograd.backward([y_BSD, aux], [dy[:-1].view_as(y_BSD), dy[-1].float()])
+
+    leaves = {name: tensor.detach().double() for name, tensor in {"x": x_BSD, **names}.items()}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    experts_TK = layer.router(x_BSD.detach().flatten(0, 1))[0]
+    want = dense(layer, leaves, experts_TK)
+    want_grads = torch.autograd.grad(want, list(leaves.values()), dy.double())
+
+    got: dict[str, Any] = {"y": y_BSD, "x": x_BSD.grad} | {n: p.grad for n, p in names.items()}
+    expected = {"y": want[:-1].view_as(y_BSD)} | dict(zip(leaves, want_grads, strict=True))
+    assert got.keys() == expected.keys()
+    assert aux.item() == pytest.approx(want[-1].item(), rel=1e-5)
+    for name, tensor in got.items():
+        assert tensor.dtype == (dtype if name in ("x", "y") else torch.float32), name
+        error = (tensor.double() - expected[name]).norm() / expected[name].norm()
+        assert error.item() < limit, name
+
+
+def test_experts_give_the_same_bits_and_keep_nothing_when_no_grad(config: Config) -> None:
+    layer = make_layer(config, "swiglu", dtype=torch.float32)
+    x_BSD = inputs(2, 5, 32)
+    y_BSD, _ = layer(x_BSD)
+    with torch.no_grad():
+        without_BSD, _ = layer(x_BSD)
+    assert torch.equal(without_BSD, y_BSD)
+    assert without_BSD.grad_fn is None
+    assert y_BSD.requires_grad
+
+
+def test_expert_gradients_add_up_when_micro_batches_follow(config: Config) -> None:
+    layer = make_layer(config, "swiglu", dtype=torch.float32)
+    halves = inputs(2, 30, 32).chunk(2)
+    torch.cat([layer(half)[0] for half in halves]).sum().backward()
+    together = [p.grad for p in layer.experts.parameters()]
+    layer.zero_grad()
+    for half in halves:
+        layer(half)[0].sum().backward()
+    for added, grad in zip((p.grad for p in layer.experts.parameters()), together, strict=True):
+        assert added is not None
+        torch.testing.assert_close(added, grad)
+        assert added.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_give_zero_gradients_when_there_are_no_tokens(
+    config: Config, dtype: torch.dtype
+) -> None:
+    experts = Experts(config, transport_of(config, dtype=dtype), layer=0)
+    for parameter in experts.parameters():
+        nn.init.normal_(parameter)
+    x_TD = torch.zeros(0, 32, dtype=dtype, requires_grad=True)
+    gates_TK = torch.zeros(0, 2, requires_grad=True)
+    y_TD = experts(x_TD, torch.zeros(0, 2, dtype=torch.int64), gates_TK)
+    assert y_TD.shape == (0, 32)
+    y_TD.sum().backward()
+    assert x_TD.grad is not None
+    assert gates_TK.grad is not None
+    assert (x_TD.grad.shape, gates_TK.grad.shape) == ((0, 32), (0, 2))
+    for parameter in experts.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
+def test_experts_refuse_when_tokens_were_changed_before_backward(config: Config) -> None:
+    layer = make_layer(config, "swiglu", dtype=torch.float32)
+    x_TD = inputs(5, 32)
+    experts_TK, gates_TK, _ = layer.router(x_TD.clone())
+    y_TD = layer.experts(x_TD, experts_TK, gates_TK)
+    x_TD.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y_TD.sum().backward()
+
+
+def test_experts_let_go_of_tokens_when_backward_is_done(config: Config) -> None:
+    layer = make_layer(config, "swiglu", dtype=torch.float32)
+    x_TD = inputs(5, 32)
+    experts_TK, gates_TK, _ = layer.router(x_TD.clone())
+    y_TD = layer.experts(x_TD, experts_TK, gates_TK)
+    kept = weakref.ref(x_TD)
+    del x_TD
+    assert kept() is not None
+    y_TD.sum().backward()
+    assert kept() is None
+
+
+def test_experts_refuse_when_differentiated_twice(config: Config) -> None:
+    layer = make_layer(config, "swiglu", dtype=torch.float32)
+    x_BSD = inputs(1, 5, 32).requires_grad_()
+    y_BSD, _ = layer(x_BSD)
+    (dx_BSD,) = torch.autograd.grad(y_BSD.square().sum(), [x_BSD], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx_BSD.square().sum().backward()
 
 
 def test_model_does_not_look_ahead(config: Config) -> None:

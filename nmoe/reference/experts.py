@@ -30,10 +30,10 @@ def up(
 ) -> tuple[Tensor, Tensor]:
     """(h_RG, a_RF): pre-activations and gated activations, both kept for backward."""
     width = w13_eDG.shape[2]
-    h_RG = x_SD.new_zeros(len(rows.slot_R), width)
-    a_RF = x_SD.new_zeros(len(rows.slot_R), width // parts(activation))
+    h_RG = x_SD.new_empty(len(rows.slot_R), width)
+    a_RF = x_SD.new_empty(len(rows.slot_R), width // parts(activation))
     for expert, segment, slots in _segments(rows):
-        h = x_SD[slots].float() @ w13_eDG[expert].float()
+        h = x_SD.index_select(0, slots).float() @ w13_eDG[expert].float()
         h_RG[segment] = h.to(x_SD.dtype)
         a = rows.gate_R[segment, None] * activate(h, activation=activation)
         a_RF[segment] = a.to(x_SD.dtype)
@@ -42,7 +42,7 @@ def up(
 
 def down(a_RF: Tensor, w2_eFD: Tensor, rows: Rows) -> Tensor:
     """y_RD = a W2 of each row's expert."""
-    y_RD = a_RF.new_zeros(len(rows.slot_R), w2_eFD.shape[2])
+    y_RD = a_RF.new_empty(len(rows.slot_R), w2_eFD.shape[2])
     for expert, segment, _ in _segments(rows):
         y_RD[segment] = (a_RF[segment].float() @ w2_eFD[expert].float()).to(a_RF.dtype)
     return y_RD
@@ -52,12 +52,12 @@ def down_grad(
     dy_SD: Tensor, w2_eFD: Tensor, h_RG: Tensor, rows: Rows, *, activation: Activation
 ) -> tuple[Tensor, Tensor]:
     """(dh_RG, dgate_1R)."""
-    dh_RG = torch.zeros_like(h_RG)
-    dgate_1R = torch.zeros(1, len(h_RG), dtype=torch.float32, device=h_RG.device)
+    dh_RG = torch.empty_like(h_RG)
+    dgate_1R = torch.empty(1, len(h_RG), dtype=torch.float32, device=h_RG.device)
     for expert, segment, slots in _segments(rows):
         h, gate = h_RG[segment].float(), rows.gate_R[segment, None]
         a = activate(h, activation=activation)
-        da = dy_SD[slots].float() @ w2_eFD[expert].float().mT
+        da = dy_SD.index_select(0, slots).float() @ w2_eFD[expert].float().mT
         dgate_1R[0, segment] = (da * a).sum(dim=1)
         dh_RG[segment] = activate_grad(h, gate * da, activation=activation).to(h_RG.dtype)
     return dh_RG, dgate_1R
@@ -65,7 +65,7 @@ def down_grad(
 
 def up_grad(dh_RG: Tensor, w13_eDG: Tensor, rows: Rows) -> Tensor:
     """dx_RD = dh W13^T of each row's expert; not yet summed over the rows of a slot."""
-    dx_RD = dh_RG.new_zeros(len(rows.slot_R), w13_eDG.shape[1])
+    dx_RD = dh_RG.new_empty(len(rows.slot_R), w13_eDG.shape[1])
     for expert, segment, _ in _segments(rows):
         dx_RD[segment] = (dh_RG[segment].float() @ w13_eDG[expert].float().mT).to(dh_RG.dtype)
     return dx_RD
@@ -88,9 +88,10 @@ def weight_grad(
     if accumulate is None or not accumulate:
         out_eMN.zero_()
     for expert, segment, slots in _segments(rows):
-        a = left[slots if gathered == "left" else segment].float()
-        b = right[slots if gathered == "right" else segment].float()
-        out_eMN[expert] = (out_eMN[expert].float() + a.mT @ b).to(out_eMN.dtype)
+        a = left.index_select(0, slots) if gathered == "left" else left[segment]
+        b = right.index_select(0, slots) if gathered == "right" else right[segment]
+        total = torch.addmm(out_eMN[expert].float(), a.float().mT, b.float())
+        out_eMN[expert] = total.to(out_eMN.dtype)
     return out_eMN
 
 

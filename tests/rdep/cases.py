@@ -1,22 +1,25 @@
 """What the rank processes run, and the dense oracle that they are compared with.
 
-Legend: N tokens of all ranks, T of this rank, D model, F hidden, K top-k, e local experts.
+Legend: N tokens of all ranks, T of this rank, D model, F hidden, K top-k, e local experts, R rows.
 """
 
 import os
-import random
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nmoe.rdep import PeerError, Transport, open_transport
-from nmoe.reference.experts import experts
+from nmoe.expert_layout import pack, unpack
+from nmoe.moe import Experts
+from nmoe.rdep import Arrived, PeerError, Transport, open_transport
+from nmoe.reference.experts import down, down_grad, up, up_grad, weight_grad
 
 DIM, HIDDEN, NUM_EXPERTS, TOP_K, MAX_TOKENS = 32, 48, 8, 3, 40
 
@@ -89,179 +92,118 @@ def grad(leaf: Tensor) -> Tensor:
     return leaf.grad
 
 
-def layer(rank: int, world: int, problem: Problem) -> dict[str, Any]:
-    """One layer forward and backward; one rank takes the tokens of all."""
-    transport = open_for_test(rank, world, dtype=problem.dtype)
+def mine_of(problem: Problem, rank: int, world: int) -> dict[str, Tensor]:
+    """The tokens of this rank and the weights of its experts; one rank takes the tokens of all."""
     counts = problem.counts if len(problem.counts) == world else (sum(problem.counts),)
-    t = problem.tensors()
-    x, gates = (mine(t[name], counts, rank).requires_grad_() for name in ("x", "gates"))
-    local = slice(transport.local_experts.start, transport.local_experts.stop)
-    w1, w2, w3 = (t[name][local].clone().requires_grad_() for name in ("w1", "w2", "w3"))
-    rows, receipt = transport.dispatch(x, mine(t["ids"], counts, rank), gates, layer=0)
-    y_RD = experts(rows.x_SD, rows.index_R, rows.ends_e, w1, w2, w3, activation="swiglu")
-    x_RD = rows.x_SD.detach()[rows.index_R]
-    y = transport.combine(y_RD, rows, receipt)
-    y.backward(mine(t["dy"], counts, rank))
-    transport.close()
-    result = {"y": y.detach(), "dx": grad(x), "dgates": grad(gates)}
-    result |= {"dw1": grad(w1), "dw2": grad(w2), "dw3": grad(w3)}
-    result |= {"rows_x": x_RD, "rows_y": y_RD.detach(), "ends": rows.ends_e}
-    result["gates_R"] = rows.gates_R.detach()
-    return result
+    each = NUM_EXPERTS // world
+    local = slice(rank * each, (rank + 1) * each)
+    return {
+        name: values[local].clone() if name in ("w1", "w2", "w3") else mine(values, counts, rank)
+        for name, values in problem.tensors().items()
+    }
 
 
-def layer_without_grad(rank: int, world: int, problem: Problem) -> tuple[Tensor, bool]:
+def layer(rank: int, world: int, problem: Problem) -> dict[str, Tensor]:
+    """One layer forward and backward, phase by phase."""
     transport = open_for_test(rank, world, dtype=problem.dtype)
-    t = problem.tensors()
-    x, ids, gates = (mine(t[name], problem.counts, rank) for name in ("x", "ids", "gates"))
-    local = slice(transport.local_experts.start, transport.local_experts.stop)
-    w1, w2, w3 = (t[name][local] for name in ("w1", "w2", "w3"))
-    with torch.no_grad():
-        rows, receipt = transport.dispatch(x, ids, gates, layer=0)
-        y_RD = experts(rows.x_SD, rows.index_R, rows.ends_e, w1, w2, w3, activation="swiglu")
-        y = transport.combine(y_RD, rows, receipt)
+    t = mine_of(problem, rank, world)
+    w13, w2 = pack(t["w1"], t["w3"]), t["w2"]
+    arrived = transport.dispatch(t["x"], t["ids"], t["gates"], layer=0)
+    rows = arrived.rows
+    rows_x = arrived.x_SD[rows.slot_R]
+    h_RG, a_RF = up(arrived.x_SD, w13, rows, activation="swiglu")
+    y_RD = down(a_RF, w2, rows)
+    y = transport.combine(y_RD, arrived)
+    dy_SD = transport.dispatch_grads(t["dy"], arrived)
+    dh_RG, dgate_BR = down_grad(dy_SD, w2, h_RG, rows, activation="swiglu")
+    dw2 = weight_grad(a_RF, dy_SD, rows, torch.empty_like(w2), gathered="right")
+    dw13 = weight_grad(arrived.x_SD, dh_RG, rows, torch.empty_like(w13), gathered="left")
+    dx_RD = up_grad(dh_RG, w13, rows)
+    dx, dgates = transport.combine_grads(dx_RD, dgate_BR, arrived)
     transport.close()
-    return y, y.requires_grad
+    dw1, dw3 = unpack(dw13, activation="swiglu")
+    assert dw3 is not None
+    result = {"y": y, "dx": dx, "dgates": dgates, "dw1": dw1, "dw2": dw2, "dw3": dw3}
+    result |= {"rows_x": rows_x, "rows_y": y_RD, "gate_R": rows.gate_R.clone()}
+    return result | {"load_e": rows.end_e - rows.start_e}
+
+
+def layer_of_model(rank: int, world: int, problem: Problem) -> dict[str, Tensor]:
+    """The same by the model's layer and autograd, and y once more without gradients."""
+    transport = open_for_test(rank, world, dtype=problem.dtype)
+    t = mine_of(problem, rank, world)
+    config: Any = SimpleNamespace(
+        model=SimpleNamespace(dim=DIM, impl="reference"),
+        experts=SimpleNamespace(hidden=HIDDEN, activation="swiglu"),
+    )
+    module = Experts(config, transport, layer=0).to(problem.dtype)
+    module.load_state_dict({"w1_eDF": t["w1"], "w2_eFD": t["w2"], "w3_eDF": t["w3"]})
+    with torch.no_grad():
+        y_without_grad = module(t["x"], t["ids"], t["gates"])
+    x, gates = t["x"].requires_grad_(), t["gates"].requires_grad_()
+    y = module(x, t["ids"], gates)
+    y.backward(t["dy"])
+    transport.close()
+    assert module.w3_eDF is not None
+    result = {"y": y.detach(), "dx": grad(x), "dgates": grad(gates)}
+    result |= {"dw1": grad(module.w1_eDF), "dw2": grad(module.w2_eFD), "dw3": grad(module.w3_eDF)}
+    return result | {"y_without_grad": y_without_grad}
 
 
 def traffic(rank: int, world: int, problem: Problem) -> dict[str, Any]:
-    """Bytes put into each rank by each phase, and how many poisoned slots of mine changed."""
+    """Bytes put into each rank by each phase, how many poisoned slots of mine changed, results."""
     transport: Any = open_for_test(rank, world, dtype=problem.dtype)
-    t = problem.tensors()
-    x, ids, gates = (mine(t[name], problem.counts, rank) for name in ("x", "ids", "gates"))
-    x.requires_grad_()
-    peers = transport.peers
+    t = mine_of(problem, rank, world)
+    peers = transport.wire.peers
     slots = {name: peers.local(name) for name in ("recv0", "dy", "home")}
     dgates = peers.local("dgates")
     seen: dict[str, Any] = {}
     total = [0] * world
 
-    def note(phase: str, *names: str) -> None:
+    def note(phase: str) -> None:
         nonlocal total
         seen[phase] = [new - old for new, old in zip(peers.bytes_put, total, strict=True)]
         total = list(peers.bytes_put)
-        for name in names:
-            seen[f"{phase} {name}"] = (~slots[name].isnan().all(dim=2)).sum(dim=1).tolist()
+        for name, slot in slots.items():
+            seen[f"{phase} {name}"] = (~slot.isnan().all(dim=2)).sum(dim=1).tolist()
+        dist.barrier()  # so that a peer's next phase does not show here
 
     def poison() -> None:
         for tensor in (*slots.values(), dgates):
             tensor.fill_(torch.nan)
+        # slots that hold no token name an expert of this rank, and a gate that would show
+        peers.local("experts").fill_(transport.local_experts.start)
+        peers.local("gates").fill_(torch.nan)
         dist.barrier()
 
     poison()
-    rows, receipt = transport.dispatch(x, ids, gates, layer=0)
-    note("FD", "recv0", "dy", "home")
-    y_RD = rows.x_SD[rows.index_R] * 2
-    y = transport.combine(y_RD, rows, receipt)
-    dist.barrier()  # so that a peer's next phase does not show here
-    note("FR", "recv0", "dy", "home")
+    arrived = transport.dispatch(t["x"], t["ids"], t["gates"], layer=0)
+    note("FD")
+    y_RD = 2 * arrived.rows.gate_R[:, None] * arrived.x_SD[arrived.rows.slot_R]
+    seen["y"] = transport.combine(y_RD.to(problem.dtype), arrived)
+    note("FR")
     poison()
-    y.backward(mine(t["dy"], problem.counts, rank))
-    dist.barrier()
-    note("B", "recv0", "dy", "home")
-    seen["dgates"] = int((~dgates.isnan()).sum())
+    dy_SD = transport.dispatch_grads(t["dy"], arrived)
+    note("BD")
+    dy_RD = dy_SD[arrived.rows.slot_R]
+    dgate_1R = dy_RD.float().sum(dim=1)[None]
+    seen["dx"], seen["dgates"] = transport.combine_grads(dy_RD * 2, dgate_1R, arrived)
+    note("BR")
+    seen["dgates put"] = int((~dgates.isnan()).sum())
     transport.close()
     return seen
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pass:
-    """Small integers for each layer: expert e multiplies by its scalar weight, all is exact."""
-
-    counts: list[int]
-    x: Tensor
-    ids: list[Tensor]
-    gates: list[Tensor]
-    is_training: bool
-
-    def oracle(self, weight_E: Tensor) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
-        """y, dx, d(gates) and d(weight) in fp64 of the sum of y."""
-        x, weight = self.x.double().requires_grad_(), weight_E.double().requires_grad_()
-        gates = [g.double().requires_grad_() for g in self.gates]
-        h = x
-        for i, g in zip(self.ids, gates, strict=True):
-            h = h + h * (g * weight[i]).sum(dim=1, keepdim=True)
-        dx, dweight, *dgates = torch.autograd.grad(h.sum(), [x, weight, *gates])
-        return h.detach(), dx, dgates, dweight
-
-
-def random_pass(rng: random.Random, world: int, *, dim: int, most: int, layers: int) -> Pass:
-    generator = torch.Generator().manual_seed(rng.randrange(2**31))
-    counts = [rng.choice((0, 1, most, rng.randrange(most + 1))) for _ in range(world)]
-    num = sum(counts)
-    return Pass(
-        counts=counts,
-        x=torch.randint(-4, 5, (num, dim), generator=generator).float(),
-        ids=[
-            torch.rand(num, NUM_EXPERTS, generator=generator).argsort(dim=1)[:, :2]
-            for _ in range(layers)
-        ],
-        gates=[torch.randint(1, 3, (num, 2), generator=generator).float() for _ in range(layers)],
-        is_training=rng.random() < 0.7,
-    )
-
-
-def stress(rank: int, world: int, num_passes: int, seed: int) -> int:
-    """Back-to-back passes of three layers against the oracle on each rank; the layers done.
-
-    Passes are training, accumulated training or forward only, with T anew on each rank (0 included)
-    and random delays that are different on every rank.
-    """
-    dim, most, layers = 8, 12, 3
-    transport = open_for_test(rank, world, dim=dim, top_k=2, max_tokens=most, num_layers=layers)
-    local = slice(transport.local_experts.start, transport.local_experts.stop)
-    same, own = random.Random(seed), random.Random(seed * 97 + rank)
-    weight = torch.arange(1.0, NUM_EXPERTS + 1) % 3 + 1
-    scale = weight[local].clone().requires_grad_()
-    expected_dscale = torch.zeros(NUM_EXPERTS, dtype=torch.float64)
-
-    def pause() -> None:
-        if own.random() < 0.1:
-            time.sleep(own.random() * 2e-3)
-
-    for _ in range(num_passes):
-        now = random_pass(same, world, dim=dim, most=most, layers=layers)
-        y, dx, dgates, dweight = now.oracle(weight)
-        x = now.x.split(now.counts)[rank].clone().requires_grad_()
-        gates = [g.split(now.counts)[rank].clone().requires_grad_() for g in now.gates]
-        h = x
-        with torch.set_grad_enabled(now.is_training):
-            for number, (ids_NK, gates_TK) in enumerate(zip(now.ids, gates, strict=True)):
-                pause()
-                ids_TK = ids_NK.split(now.counts)[rank]
-                rows, receipt = transport.dispatch(h, ids_TK, gates_TK, layer=number)
-                pause()
-                lengths = rows.ends_e.diff(prepend=torch.zeros(1, dtype=torch.int64))
-                y_RD = rows.x_SD[rows.index_R] * scale.repeat_interleave(lengths)[:, None]
-                pause()
-                h = h + transport.combine(y_RD, rows, receipt)
-        assert torch.equal(h.detach().double(), y.split(now.counts)[rank])
-        if now.is_training:
-            pause()
-            h.sum().backward()
-            assert torch.equal(grad(x).double(), dx.split(now.counts)[rank])
-            for got, want in zip(gates, dgates, strict=True):
-                torch.testing.assert_close(
-                    grad(got).double(), want.split(now.counts)[rank], rtol=1e-5, atol=1e-2
-                )
-            expected_dscale += dweight
-    torch.testing.assert_close(grad(scale).double(), expected_dscale[local], rtol=1e-4, atol=1.0)
-    transport.close()
-    return num_passes * layers
 
 
 def die_in_step(rank: int, world: int, victim: int) -> tuple[str, str, float, int]:
     """`victim` kills itself between dispatch and combine; the others report how they noticed."""
     transport = open_for_test(rank, world)
-    problem = Problem(counts=(5,) * world)
-    t = problem.tensors()
-    x, ids, gates = (mine(t[name], problem.counts, rank) for name in ("x", "ids", "gates"))
-    rows, receipt = transport.dispatch(x, ids, gates, layer=0)
+    t = mine_of(Problem(counts=(5,) * world), rank, world)
+    arrived = transport.dispatch(t["x"], t["ids"], t["gates"], layer=0)
     if rank == victim:
         os.kill(os.getpid(), signal.SIGKILL)
     start = time.monotonic()
     try:
-        transport.combine(rows.x_SD[rows.index_R], rows, receipt)
+        transport.combine(arrived.x_SD[arrived.rows.slot_R], arrived)
     except PeerError as error:
         return type(error).__name__, str(error), time.monotonic() - start, os.getpid()
     return "nothing", "", time.monotonic() - start, os.getpid()
@@ -274,9 +216,9 @@ def absent(rank: int, world: int, does: str) -> str:
     if rank == 1 and does == "close":
         transport.close()
     if rank != 1:
-        t = Problem(counts=(5,) * world).tensors()
+        t = mine_of(Problem(counts=(5,) * world), rank, world)
         try:
-            transport.dispatch(t["x"][:5], t["ids"][:5], t["gates"][:5], layer=0)
+            transport.dispatch(t["x"], t["ids"], t["gates"], layer=0)
         except PeerError as error:
             message = f"{type(error).__name__}: {error}"
     dist.barrier()
@@ -304,33 +246,33 @@ def misuse(rank: int, world: int, how: str) -> str:
     """The message of the error that wrong use gives, on every rank alike."""
     transport = open_for_test(rank, world, max_tokens=5)
     t = Problem(counts=(6,) * world).tensors()
-    x, ids, gates = t["x"][:5].requires_grad_(), t["ids"][:5], t["gates"][:5]
 
-    def forward() -> Tensor:
-        rows, receipt = transport.dispatch(x, ids, gates, layer=0)
-        return transport.combine(rows.x_SD[rows.index_R] * 2, rows, receipt)
+    def dispatch(count: int = 5, *, layer: int = 0) -> Arrived:
+        return transport.dispatch(t["x"][:count], t["ids"][:count], t["gates"][:count], layer=layer)
 
+    def combine(arrived: Arrived, *, num_rows: int | None = None) -> Arrived:
+        transport.combine(arrived.x_SD[arrived.rows.slot_R][:num_rows], arrived)
+        return arrived
+
+    def forward() -> Arrived:
+        return combine(dispatch())
+
+    def dispatch_grads(arrived: Arrived) -> None:
+        transport.dispatch_grads(t["dy"][:5], arrived)
+
+    steps: dict[str, Callable[[], Any]] = {
+        "dispatch twice": lambda: (dispatch(), dispatch()),
+        "combine twice": lambda: combine(forward()),
+        "too few rows": lambda: combine(dispatch(), num_rows=1),
+        "backward inside a layer": lambda: dispatch_grads(dispatch()),
+        "stale backward": lambda: dispatch_grads((forward(), forward())[0]),
+        "half a backward": lambda: (dispatch_grads(forward()), dispatch()),
+        "too many tokens": lambda: dispatch(6),
+        "no such layer": lambda: dispatch(layer=1),
+        "closed": lambda: (transport.close(), dispatch()),
+    }
     try:
-        match how:
-            case "dispatch twice":
-                transport.dispatch(x, ids, gates, layer=0)
-                transport.dispatch(x, ids, gates, layer=0)
-            case "stale backward":
-                stale = forward()
-                forward()
-                stale.sum().backward()
-            case "too many tokens":
-                transport.dispatch(t["x"][:6], t["ids"][:6], t["gates"][:6], layer=0)
-            case "no such layer":
-                transport.dispatch(x, ids, gates, layer=1)
-            case "half a backward":
-                w = torch.ones((), requires_grad=True)
-                rows, receipt = transport.dispatch(x, ids, gates, layer=0)
-                y = transport.combine(rows.x_SD[rows.index_R] * w, rows, receipt)
-                torch.autograd.grad(y.sum(), [w])
-                forward()
-            case _:
-                raise AssertionError(how)
+        steps[how]()
     except (PeerError, RuntimeError, ValueError) as error:
         dist.barrier()
         transport.close()

@@ -1,91 +1,34 @@
-"""The routing tables: nothing is lost, the order is fixed, sender and receiver agree."""
+"""Who owns which expert, what a dispatch refuses; sender and owner agree."""
 
 import re
 
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from nmoe.rdep import layout
-from nmoe.rdep.layout import Arrivals
-
-Routing = tuple[list[torch.Tensor], int, int]
-
-
-@st.composite
-def routings(draw: st.DrawFn) -> Routing:
-    """Ids of every rank, number of experts, stride of the slots."""
-    world = draw(st.sampled_from([1, 2, 3, 4, 8]))
-    num_experts = world * draw(st.integers(1, 4))
-    top_k = draw(st.integers(1, min(num_experts, 5)))
-    counts = draw(st.lists(st.integers(0, 9), min_size=world, max_size=world))
-    pool = draw(st.integers(top_k, num_experts))  # a small pool leaves experts and ranks empty
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    ids = [torch.rand(n, pool, generator=generator).argsort(dim=1)[:, :top_k] for n in counts]
-    return ids, num_experts, max(counts) + draw(st.integers(0, 3))
-
-
-def arrive(routing: Routing, rank: int) -> Arrivals:
-    ids_P, num_experts, stride = routing
-    local = layout.share(num_experts, rank=rank, world=len(ids_P))
-    counts = tuple(len(ids) for ids in ids_P)
-    return layout.arrivals(torch.cat(ids_P), counts, local_experts=local, stride=stride)
-
-
-@given(routings())
-@settings(max_examples=150, deadline=None)
-def test_arrivals_equal_a_plain_sort_when_any_routing(routing: Routing) -> None:
-    ids_P, num_experts, stride = routing
-    top_k = ids_P[0].shape[1]
-    starts = [sum(len(ids) for ids in ids_P[:p]) for p in range(len(ids_P))]
-    for rank in range(len(ids_P)):
-        got, local = arrive(routing, rank), layout.share(num_experts, rank=rank, world=len(ids_P))
-        rows = sorted(
-            (expert, source, token, choice)
-            for source, ids in enumerate(ids_P)
-            for token, chosen in enumerate(ids.tolist())
-            for choice, expert in enumerate(chosen)
-            if expert in local
-        )
-        pairs = sorted({(source, token) for _, source, token, _ in rows})
-        assert got.index_R.tolist() == [p * stride + t for _, p, t, _ in rows]
-        assert got.choice_R.tolist() == [(starts[p] + t) * top_k + k for _, p, t, k in rows]
-        assert got.ends_e.tolist() == [sum(e <= last for e, *_ in rows) for last in local]
-        assert got.pair_R.tolist() == [pairs.index((p, t)) for _, p, t, _ in rows]
-        assert [(p, t) for p, ts in enumerate(got.tokens_P) for t in ts.tolist()] == pairs
-
-
-@given(routings())
-@settings(max_examples=100, deadline=None)
-def test_choices_arrive_exactly_once_when_all_owners_are_counted(routing: Routing) -> None:
-    ids_P = routing[0]
-    choices = torch.cat([arrive(routing, rank).choice_R for rank in range(len(ids_P))])
-    assert choices.sort().values.tolist() == list(range(sum(ids.numel() for ids in ids_P)))
+from nmoe.reference.sort import sort_rows
+from tests.reference.routings import Routing, routings
 
 
 @given(routings())
 @settings(max_examples=100, deadline=None)
 def test_sender_and_owner_name_the_same_tokens_when_any_routing(routing: Routing) -> None:
-    ids_P, num_experts, _ = routing
-    world = len(ids_P)
-    received = [arrive(routing, rank).tokens_P for rank in range(world)]
-    for source, ids in enumerate(ids_P):
-        sent = layout.destinations(ids, num_experts=num_experts, world=world)
-        for owner in range(world):
-            assert torch.equal(sent[owner], received[owner][source])
-
-
-@given(routings())
-@settings(max_examples=100, deadline=None)
-def test_rows_of_an_expert_are_the_same_when_the_world_is_one(routing: Routing) -> None:
-    ids_P, num_experts, _ = routing
-    ids_NK = torch.cat(ids_P)
-    one = layout.arrivals(
-        ids_NK, (len(ids_NK),), local_experts=range(num_experts), stride=len(ids_NK)
-    )
-    many = [arrive(routing, rank).choice_R for rank in range(len(ids_P))]
-    assert torch.equal(torch.cat(many), one.choice_R)
+    world, num_experts = routing.world, routing.num_experts
+    sent = [layout.destinations(i, num_experts=num_experts, world=world) for i in routing.sent()]
+    for owner in range(world):
+        local = layout.share(num_experts, rank=owner, world=world)
+        rows = sort_rows(
+            routing.experts_NK,
+            routing.gates_NK,
+            first_expert=local.start,
+            num_experts=len(local),
+            count_P=routing.count_P,
+            stride=routing.stride,
+        )
+        received = (rows.row_NK >= 0).any(dim=1).split(routing.stride)
+        for source in range(world):
+            assert torch.equal(sent[source][owner], received[source].nonzero().flatten())
 
 
 def test_share_covers_all_experts_when_they_divide() -> None:

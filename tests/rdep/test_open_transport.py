@@ -28,17 +28,18 @@ def test_open_gives_all_experts_when_one_rank() -> None:
 def test_dispatch_hands_over_the_tokens_themselves_when_one_rank() -> None:
     transport = open_transport(**SETTINGS)
     x, ids = torch.randn(3, 16), torch.tensor([[0, 7], [3, 0], [7, 3]])
-    rows, _ = transport.dispatch(x, ids, torch.ones(3, 2), layer=0)
-    assert rows.x_SD is x
-    assert rows.index_R.tolist() == [0, 1, 1, 2, 0, 2]
-    assert rows.ends_e.tolist() == [2, 2, 2, 4, 4, 4, 4, 6]
+    arrived = transport.dispatch(x, ids, torch.ones(3, 2), layer=0)
+    assert arrived.x_SD is x
+    assert arrived.rows.slot_R.tolist() == [0, 1, 1, 2, 0, 2]
+    assert arrived.rows.start_e.tolist() == [0, 2, 2, 2, 4, 4, 4, 4]
+    assert arrived.rows.end_e.tolist() == [2, 2, 2, 4, 4, 4, 4, 6]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"world": 3}, "experts do not divide among ranks: got 8 experts on 3 ranks"),
-        ({"world": 2, "device": "cuda:0"}, "got device cuda:0, expected cpu"),
+        ({"world": 2, "device": "cuda:0"}, 'got impl "reference" on cuda:0, expected "triton"'),
         ({"dtype": torch.float16}, "got torch.float16, expected"),
     ],
 )
