@@ -31,13 +31,12 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     per_sm: int = 1
-    registers: int | None = None  # at most, a thread
     m: int = 128  # rows of a dW tile; elsewhere the tile of `Rows` decides
 
 
 UP = Tile(n=128, k=64, warps=8, stages=3, per_sm=2)
 DOWN = Tile(n=256, k=64, warps=8, stages=3)
-DH = Tile(n=128, k=64, warps=8, stages=3, per_sm=2, registers=128)
+DH = Tile(n=128, k=64, warps=8, stages=3, per_sm=2)
 DX = Tile(n=256, k=64, warps=8, stages=3)
 DW = Tile(m=128, n=128, k=32, warps=4, stages=5)
 
@@ -58,7 +57,7 @@ def up(
         matrix(a_RF, rows.tile, GROUP),
         rows.slot_R, rows.end_e, rows.expert_of_tile, rows.num_tiles,
         dim, width, activation, GROUP, rows.tile, bn, bk, is_wide(x_SD),
-        num_warps=cut.warps, num_stages=cut.stages, maxnreg=cut.registers,
+        num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return h_RG, a_RF
 
@@ -74,7 +73,7 @@ def down(a_RF: Tensor, w2_eFD: Tensor, rows: Rows, *, cut: Tile = DOWN) -> Tenso
         matrix(y_RD, rows.tile, bn),
         rows.expert_of_tile, rows.num_tiles,
         hidden, dim, False, rows.tile, bn, bk,
-        num_warps=cut.warps, num_stages=cut.stages, maxnreg=cut.registers,
+        num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return y_RD
 
@@ -104,7 +103,7 @@ def down_grad(
         dgate_BR,
         rows.slot_R, rows.gate_R, rows.end_e, rows.expert_of_tile, rows.num_tiles,
         num_rows, dim, hidden, activation, GROUP, rows.tile, bn, bk, is_wide(dy_SD),
-        num_warps=cut.warps, num_stages=cut.stages, maxnreg=cut.registers,
+        num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return dh_RG, gated_RF, dgate_BR
 
@@ -120,7 +119,7 @@ def up_grad(dh_RG: Tensor, w13_eDG: Tensor, rows: Rows, *, cut: Tile = DX) -> Te
         matrix(dx_RD, rows.tile, bn),
         rows.expert_of_tile, rows.num_tiles,
         width, dim, True, rows.tile, bn, bk,
-        num_warps=cut.warps, num_stages=cut.stages, maxnreg=cut.registers,
+        num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return dx_RD
 
@@ -149,7 +148,7 @@ def weight_grad(
         matrix(out_eMN, bm, bn),
         rows.slot_R, rows.start_e, rows.end_e, accumulate,
         m, n, is_left, bm, bn, bk, is_wide(left if is_left else right),
-        num_warps=cut.warps, num_stages=cut.stages, maxnreg=cut.registers,
+        num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return out_eMN
 

@@ -4,6 +4,8 @@ The interpreter keeps bf16 and fp8 values as their bit patterns in unsigned inte
 it multiplies, adds and compares the patterns themselves, and its casts cut mantissas off instead of
 rounding them. Here operands become fp32 before anything is computed, and results are rounded to
 nearest even, as GPUs do. What is not repaired (reductions, fma and clamp of such values) raises.
+Two things are made fast: calls of functions, which searched Triton's whole language for builtins
+every time, and sorting, a network of some fifty reductions that numpy does in one step.
 
 `test_interpreter.py` shows the faults; the day it finds none, this file can go.
 """
@@ -31,6 +33,7 @@ STOCK = {
     for name in ("binary_op", "cast_impl", "create_fp_to_fp", "create_fma", "create_clampf")
 }
 STOCK_APPLY = interpreter.ReduceScanOpInterface.apply
+searched: set[str] = set()  # modules whose builtins are replaced
 
 
 def install() -> None:
@@ -40,9 +43,12 @@ def install() -> None:
     for name in ("create_fma", "create_clampf"):
         setattr(InterpreterBuilder, name, refuse_patterns(STOCK[name]))
     interpreter.ReduceScanOpInterface.apply = apply
+    interpreter.InterpretedFunction.__call__ = call
 
 
-def create_dot(self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, d: TensorHandle, *_: Any):
+def create_dot(
+    self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, d: TensorHandle, *_: Any
+):
     product = np.matmul(values(a), values(b), dtype=d.data.dtype)
     return TensorHandle(product + d.data, d.dtype.scalar)
 
@@ -81,6 +87,25 @@ def apply(self: interpreter.ReduceScanOpInterface, args: Any):
     for each in args if isinstance(args, tuple) else (args,):
         refuse(each.handle)
     return STOCK_APPLY(self, args)
+
+
+def call(self: interpreter.InterpretedFunction, *args: Any, **kwargs: Any) -> Any:
+    if self.fn is tl.standard.sort_impl.fn:
+        return sort(*args, **kwargs)
+    module = self.fn.__globals__["__name__"]
+    if module not in searched:
+        interpreter._patch_lang(self.fn)
+        searched.add(module)
+    return self.rewrite()(*args, **kwargs)
+
+
+def sort(x: tl.tensor, k: Any = None, dim: Any = None, descending: Any = None) -> tl.tensor:
+    if k is not None or tl.core._unwrap_if_constexpr(descending):
+        raise NotImplementedError("interpreter: got top-k or descending, expected a plain sort.")
+    refuse(x.handle)
+    axis = tl.core._unwrap_if_constexpr(dim)
+    data = np.sort(x.handle.data, axis=-1 if axis is None else axis)
+    return tl.tensor(TensorHandle(data, x.dtype), x.type)
 
 
 def refuse_patterns(method: Callable) -> Callable:
