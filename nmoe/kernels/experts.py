@@ -21,6 +21,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nmoe.config import Activation
 from nmoe.expert_layout import GROUP, Rows, parts
+from nmoe.kernels.check import ANY, check, check_widths
+
+BF16, FP32 = torch.bfloat16, torch.float32
 
 
 class Tile(NamedTuple):
@@ -45,9 +48,15 @@ def up(
     x_SD: Tensor, w13_eDG: Tensor, rows: Rows, *, activation: Activation, cut: Tile = UP
 ) -> tuple[Tensor, Tensor]:
     """(h_RG, a_RF): pre-activations, kept for backward, and activations."""
-    check(activation, x=x_SD, w13=w13_eDG)
     _, dim, width = w13_eDG.shape
     hidden, num_rows = width // parts(activation), len(rows.slot_R)
+    check(
+        "up",
+        rows.slot_R.device,
+        ("x", x_SD, (ANY, dim), BF16),
+        ("w13", w13_eDG, (len(rows.start_e), dim, hidden * parts(activation)), BF16),
+    )
+    check_widths("up", D=dim, F=hidden)
     h_RG, a_RF = x_SD.new_empty(num_rows, width), x_SD.new_empty(num_rows, hidden)
     bn, bk = block(width, cut.n), block(dim, cut.k)
     _up[programs(x_SD, cut)](
@@ -65,6 +74,13 @@ def up(
 def down(a_RF: Tensor, w2_eFD: Tensor, rows: Rows, *, cut: Tile = DOWN) -> Tensor:
     """y_RD = a W2 of each row's expert; not gated."""
     _, hidden, dim = w2_eFD.shape
+    check(
+        "down",
+        rows.slot_R.device,
+        ("a", a_RF, (len(rows.slot_R), hidden), BF16),
+        ("w2", w2_eFD, (len(rows.start_e), hidden, dim), BF16),
+    )
+    check_widths("down", D=dim, F=hidden)
     y_RD = a_RF.new_empty(len(rows.slot_R), dim)
     bn, bk = block(dim, cut.n), block(hidden, cut.k)
     _product[programs(a_RF, cut)](
@@ -88,9 +104,16 @@ def down_grad(
     cut: Tile = DH,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dh_RG, gated_RF, dgate_BR): gated_RF is gate * a for dW2; dgate is the sum over dim 0."""
-    check(activation, dy=dy_SD, w2=w2_eFD)
     _, hidden, dim = w2_eFD.shape
     num_rows = len(rows.slot_R)
+    check(
+        "down_grad",
+        rows.slot_R.device,
+        ("dy", dy_SD, (ANY, dim), BF16),
+        ("w2", w2_eFD, (len(rows.start_e), hidden, dim), BF16),
+        ("h", h_RG, (num_rows, hidden * parts(activation)), BF16),
+    )
+    check_widths("down_grad", D=dim, F=hidden)
     dh_RG, gated_RF = torch.empty_like(h_RG), dy_SD.new_empty(num_rows, hidden)
     bn, bk = block(hidden, cut.n), block(dim, cut.k)
     dgate_BR = torch.empty(hidden // bn, num_rows, dtype=torch.float32, device=dy_SD.device)
@@ -111,6 +134,13 @@ def down_grad(
 def up_grad(dh_RG: Tensor, w13_eDG: Tensor, rows: Rows, *, cut: Tile = DX) -> Tensor:
     """dx_RD = dh W13^T of each row's expert; not yet summed over the rows of a slot."""
     _, dim, width = w13_eDG.shape
+    check(
+        "up_grad",
+        rows.slot_R.device,
+        ("dh", dh_RG, (len(rows.slot_R), width), BF16),
+        ("w13", w13_eDG, (len(rows.start_e), dim, width), BF16),
+    )
+    check_widths("up_grad", D=dim, G=width)
     dx_RD = dh_RG.new_empty(len(rows.slot_R), dim)
     bn, bk = block(dim, cut.n), block(width, cut.k)
     _product[programs(dh_RG, cut)](
@@ -140,8 +170,18 @@ def weight_grad(
     out: bf16 or fp32. With `accumulate` (int32 [1] on the device, nonzero: add) it is added to.
     """
     num_experts, m, n = out_eMN.shape
+    is_left, num_rows = gathered == "left", len(rows.slot_R)
+    check(
+        "weight_grad",
+        rows.slot_R.device,
+        ("left", left, (ANY if is_left else num_rows, m), BF16),
+        ("right", right, (num_rows if is_left else ANY, n), BF16),
+        ("out", out_eMN, (len(rows.start_e), m, n), (BF16, FP32)),
+    )
+    if accumulate is not None:
+        check("weight_grad", rows.slot_R.device, ("accumulate", accumulate, (1,), torch.int32))
+    check_widths("weight_grad", M=m, N=n)
     bm, bn, bk = block(m, cut.m), block(n, cut.n), cut.k
-    is_left = gathered == "left"
     _weight_grad[(num_experts * (m // bm) * (n // bn),)](
         left if is_left else matrix(left, bk, bm),
         matrix(right, bk, bn) if is_left else right,
@@ -151,19 +191,6 @@ def weight_grad(
         num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return out_eMN
-
-
-def check(activation: Activation, **tensors: Tensor) -> None:
-    """Refuse what the kernels cannot read: not bf16, not contiguous, widths not in 64s."""
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.bfloat16 or not tensor.is_contiguous():
-            got = f"{tensor.dtype}, strides {tensor.stride()}"
-            raise ValueError(f"expert kernels: got {name} {got}, expected contiguous bfloat16.")
-        width = tensor.shape[-1]
-        if width % (64 * (parts(activation) if name.startswith("w13") else 1)):
-            raise ValueError(
-                f"expert kernels: got {name} of width {width}, expected D and F in 64s."
-            )
 
 
 def block(size: int, limit: int) -> int:

@@ -1,4 +1,4 @@
-"""The interpreter's bf16 and fp8 against torch; and that they are wrong where nothing is repaired."""
+"""The interpreter's bf16 and fp8 against torch, and that nothing else makes them right."""
 
 import json
 import os
