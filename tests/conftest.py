@@ -31,8 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @cache
 def capabilities() -> tuple[tuple[int, int], ...]:
-    """Compute capability of every GPU here; asked only when a test needs one."""
+    """Compute capability of every GPU that programs here may use."""
     import pynvml
+
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return ()
 
     try:
         pynvml.nvmlInit()
@@ -40,6 +43,11 @@ def capabilities() -> tuple[tuple[int, int], ...]:
         return tuple(tuple(pynvml.nvmlDeviceGetCudaComputeCapability(each)) for each in handles)
     except pynvml.NVMLError:
         return ()
+
+
+# Read when kernels are defined: without a GPU they are interpreted, here and in children.
+if not capabilities():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def missing(mark: str) -> str | None:

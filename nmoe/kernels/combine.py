@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nmoe.kernels.check import ANY, check, check_widths
 from nmoe.kernels.experts import block
 
 TOKENS = 8  # a program
@@ -17,6 +18,13 @@ def combine(y_RD: Tensor, row_TK: Tensor) -> Tensor:
     """y_TD: sum over choices of y[row]. Row -1 adds nothing."""
     num_tokens, top_k = row_TK.shape
     dim = y_RD.shape[1]
+    check(
+        "combine",
+        row_TK.device,
+        ("y", y_RD, (ANY, dim), torch.bfloat16),
+        ("row", row_TK, (ANY, top_k), torch.int32),
+    )
+    check_widths("combine", D=dim)
     y_TD = y_RD.new_empty(num_tokens, dim)
     columns = block(dim, 256)
     if num_tokens:
@@ -29,6 +37,12 @@ def combine(y_RD: Tensor, row_TK: Tensor) -> Tensor:
 def gate_grads(dgate_BR: Tensor, row_TK: Tensor) -> Tensor:
     """dgates_TK: the parts of each choice's row added up; 0 where the row is -1."""
     parts, num_rows = dgate_BR.shape
+    check(
+        "gate_grads",
+        row_TK.device,
+        ("dgate", dgate_BR, (parts, num_rows), torch.float32),
+        ("row", row_TK, (ANY, ANY), torch.int32),
+    )
     dgates_TK = torch.empty(row_TK.shape, dtype=torch.float32, device=row_TK.device)
     if row_TK.numel():
         _gate_grads[(triton.cdiv(row_TK.numel(), 1024),)](

@@ -18,10 +18,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nmoe.config import Activation
 from nmoe.expert_layout import GROUP, Rows, parts
+from nmoe.kernels.check import ANY, check, check_widths
+
+BF16, FP32 = torch.bfloat16, torch.float32
 
 # Autograd's threads start without a CUDA context; a launch by torch gives them one, and the maps of
 # `TensorDescriptor` need it.
@@ -36,7 +40,7 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     per_sm: int = 1
-    registers: int | None = None  # at most, a thread
+    registers: int | None = None  # of a thread, at most, on Hopper
     m: int = 128  # rows of a dW tile; elsewhere the tile of `Rows` decides
 
 
@@ -53,9 +57,15 @@ def up(
     x_SD: Tensor, w13_eDG: Tensor, rows: Rows, *, activation: Activation, cut: Tile = UP
 ) -> tuple[Tensor, Tensor]:
     """(h_RG, a_RF): pre-activations and gated activations, both kept for backward."""
-    check(activation, x=x_SD, w13=w13_eDG)
     _, dim, width = w13_eDG.shape
     hidden, num_rows = width // parts(activation), len(rows.slot_R)
+    check(
+        "up",
+        rows.slot_R.device,
+        ("x", x_SD, (ANY, dim), BF16),
+        ("w13", w13_eDG, (len(rows.start_e), dim, hidden * parts(activation)), BF16),
+    )
+    check_widths("up", D=dim, F=hidden)
     h_RG, a_RF = x_SD.new_empty(num_rows, width), x_SD.new_empty(num_rows, hidden)
     bn, bk = block(width, cut.n), block(dim, cut.k)
     _up[programs(x_SD, cut)](
@@ -65,7 +75,7 @@ def up(
         matrix(a_RF, rows.tile, STORE),
         rows.slot_R, rows.gate_R, rows.end_e, rows.expert_of_tile, rows.num_tiles,
         dim, width, activation, STORE, rows.tile, bn, bk, is_wide(x_SD),
-        num_warps=cut.warps, num_stages=cut.stages, maxnreg=cut.registers,
+        num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return h_RG, a_RF
 
@@ -73,6 +83,13 @@ def up(
 def down(a_RF: Tensor, w2_eFD: Tensor, rows: Rows, *, cut: Tile = DOWN) -> Tensor:
     """y_RD = a W2 of each row's expert."""
     _, hidden, dim = w2_eFD.shape
+    check(
+        "down",
+        rows.slot_R.device,
+        ("a", a_RF, (len(rows.slot_R), hidden), BF16),
+        ("w2", w2_eFD, (len(rows.start_e), hidden, dim), BF16),
+    )
+    check_widths("down", D=dim, F=hidden)
     y_RD = a_RF.new_empty(len(rows.slot_R), dim)
     bn, bk = block(dim, cut.n), block(hidden, cut.k)
     _product[programs(a_RF, cut)](
@@ -81,7 +98,7 @@ def down(a_RF: Tensor, w2_eFD: Tensor, rows: Rows, *, cut: Tile = DOWN) -> Tenso
         matrix(y_RD, rows.tile, bn),
         rows.expert_of_tile, rows.num_tiles,
         hidden, dim, False, rows.tile, bn, bk,
-        num_warps=cut.warps, num_stages=cut.stages, maxnreg=cut.registers,
+        num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return y_RD
 
@@ -96,9 +113,16 @@ def down_grad(
     cut: Tile = DH,
 ) -> tuple[Tensor, Tensor]:
     """(dh_RG, dgate_BR): dgate is the sum over dim 0."""
-    check(activation, dy=dy_SD, w2=w2_eFD)
     _, hidden, dim = w2_eFD.shape
     num_rows = len(rows.slot_R)
+    check(
+        "down_grad",
+        rows.slot_R.device,
+        ("dy", dy_SD, (ANY, dim), BF16),
+        ("w2", w2_eFD, (len(rows.start_e), hidden, dim), BF16),
+        ("h", h_RG, (num_rows, hidden * parts(activation)), BF16),
+    )
+    check_widths("down_grad", D=dim, F=hidden)
     dh_RG = torch.empty_like(h_RG)
     bn, bk = block(hidden, cut.n), block(dim, cut.k)
     dgate_BR = torch.empty(hidden // bn, num_rows, dtype=torch.float32, device=dy_SD.device)
@@ -110,7 +134,7 @@ def down_grad(
         dgate_BR,
         rows.slot_R, rows.gate_R, rows.end_e, rows.expert_of_tile, rows.num_tiles,
         num_rows, dim, hidden, activation, GROUP, rows.tile, bn, bk, is_wide(dy_SD),
-        num_warps=cut.warps, num_stages=cut.stages, maxnreg=cut.registers,
+        num_warps=cut.warps, num_stages=cut.stages, maxnreg=registers(cut),
     )  # fmt: skip
     return dh_RG, dgate_BR
 
@@ -118,6 +142,13 @@ def down_grad(
 def up_grad(dh_RG: Tensor, w13_eDG: Tensor, rows: Rows, *, cut: Tile = DX) -> Tensor:
     """dx_RD = dh W13^T of each row's expert; not yet summed over the rows of a slot."""
     _, dim, width = w13_eDG.shape
+    check(
+        "up_grad",
+        rows.slot_R.device,
+        ("dh", dh_RG, (len(rows.slot_R), width), BF16),
+        ("w13", w13_eDG, (len(rows.start_e), dim, width), BF16),
+    )
+    check_widths("up_grad", D=dim, G=width)
     dx_RD = dh_RG.new_empty(len(rows.slot_R), dim)
     bn, bk = block(dim, cut.n), block(width, cut.k)
     _product[programs(dh_RG, cut)](
@@ -126,7 +157,7 @@ def up_grad(dh_RG: Tensor, w13_eDG: Tensor, rows: Rows, *, cut: Tile = DX) -> Te
         matrix(dx_RD, rows.tile, bn),
         rows.expert_of_tile, rows.num_tiles,
         width, dim, True, rows.tile, bn, bk,
-        num_warps=cut.warps, num_stages=cut.stages, maxnreg=cut.registers,
+        num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return dx_RD
 
@@ -147,30 +178,27 @@ def weight_grad(
     out: bf16 or fp32. With `accumulate` (int32 [1] on the device, nonzero: add) it is added to.
     """
     num_experts, m, n = out_eMN.shape
+    is_left, num_rows = gathered == "left", len(rows.slot_R)
+    check(
+        "weight_grad",
+        rows.slot_R.device,
+        ("left", left, (ANY if is_left else num_rows, m), BF16),
+        ("right", right, (num_rows if is_left else ANY, n), BF16),
+        ("out", out_eMN, (len(rows.start_e), m, n), (BF16, FP32)),
+    )
+    if accumulate is not None:
+        check("weight_grad", rows.slot_R.device, ("accumulate", accumulate, (1,), torch.int32))
+    check_widths("weight_grad", M=m, N=n)
     bm, bn, bk = block(m, cut.m), block(n, cut.n), cut.k
-    is_left = gathered == "left"
     _weight_grad[(num_experts * (m // bm) * (n // bn),)](
         left if is_left else matrix(left, bk, bm),
         matrix(right, bk, bn) if is_left else right,
         matrix(out_eMN, bm, bn),
         rows.slot_R, rows.start_e, rows.end_e, accumulate,
         m, n, is_left, bm, bn, bk, is_wide(left if is_left else right),
-        num_warps=cut.warps, num_stages=cut.stages, maxnreg=cut.registers,
+        num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return out_eMN
-
-
-def check(activation: Activation, **tensors: Tensor) -> None:
-    """Refuse what the kernels cannot read: not bf16, not contiguous, widths not in 64s."""
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.bfloat16 or not tensor.is_contiguous():
-            got = f"{tensor.dtype}, strides {tensor.stride()}"
-            raise ValueError(f"expert kernels: got {name} {got}, expected contiguous bfloat16.")
-        width = tensor.shape[-1]
-        if width % (64 * (parts(activation) if name.startswith("w13") else 1)):
-            raise ValueError(
-                f"expert kernels: got {name} of width {width}, expected D and F in 64s."
-            )
 
 
 def block(size: int, limit: int) -> int:
@@ -198,6 +226,13 @@ def programs(tensor: Tensor, cut: Tile) -> tuple[int]:
         return (2,)  # the interpreter runs them one after the other
     processors = torch.cuda.get_device_properties(tensor.device).multi_processor_count
     return (processors * cut.per_sm,)
+
+
+def registers(cut: Tile) -> int | None:
+    """The limit on Hopper, so that `per_sm` programs fit; Blackwell keeps its sums elsewhere."""
+    if cut.registers is None or triton.knobs.runtime.interpret:
+        return None
+    return cut.registers if driver.active.get_current_target().arch == 90 else None
 
 
 @triton.jit

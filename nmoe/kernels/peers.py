@@ -20,7 +20,7 @@ from nmoe.kernels.experts import block
 
 TOKENS = 8  # a program
 CHOICES = 1024  # a program
-INTERPRETED_SPINS = 2_000_000  # the interpreter has no clock: it counts its looks instead
+INTERPRETED_LOOKS = 2_000_000  # of a wait, before it gives up without a clock
 
 
 def push_choices(
@@ -114,17 +114,18 @@ def signal_and_wait(
     phase: int,
     rank: int,
     timeout_ns: int,
+    has_clock: bool,
 ) -> None:
     """All that this stream wrote before is seen by every rank that returns from the same call.
 
     flags_P: int64, where each rank has its flags int32 [phases, P]; own_flags: mine; epochs: int32
     [phases]; status: int32 [1], set to 1 + the first rank that was late: then nothing waits again.
+    has_clock: false for the interpreter, which counts its looks instead.
     """
     world = len(flags_P)
-    on_gpu = own_flags.is_cuda
     _signal_and_wait[(1,)](
-        flags_P, own_flags, epochs, status, rank, timeout_ns if on_gpu else INTERPRETED_SPINS,
-        phase, world, triton.next_power_of_2(world), on_gpu, num_warps=1,
+        flags_P, own_flags, epochs, status, rank, timeout_ns if has_clock else INTERPRETED_LOOKS,
+        phase, world, triton.next_power_of_2(world), has_clock, num_warps=1,
     )  # fmt: skip
 
 

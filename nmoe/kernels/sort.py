@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nmoe.expert_layout import Rows
+from nmoe.kernels.check import ANY, check
 
 BLOCK = 1024  # choices a program sorts
 _SCAN_BLOCKS, _SCAN_EXPERTS = 64, 16
@@ -37,8 +38,29 @@ def sort_rows(
     `count_P` (int32, tokens of each source) and `stride` (slots of a source) the slots past each
     count are skipped, whatever they hold.
     """
-    num_choices, top_k = experts_NK.numel(), experts_NK.shape[1]
+    num_choices, (num_slots, top_k) = experts_NK.numel(), experts_NK.shape
     device = experts_NK.device
+    check(
+        "sort_rows",
+        device,
+        ("experts", experts_NK, (ANY, ANY), (torch.int32, torch.int64)),
+        ("gates", gates_NK, (num_slots, top_k), torch.float32),
+    )
+    if count_P is not None:
+        check("sort_rows", device, ("counts", count_P, (ANY,), torch.int32))
+    if (count_P is None) != (stride is None) or (
+        count_P is not None and num_slots != len(count_P) * stride
+    ):
+        raise ValueError(
+            f"sort_rows: got {num_slots} slots, stride {stride}, and counts of "
+            f"{'no' if count_P is None else len(count_P)} sources, expected a stride for each "
+            "source or neither."
+        )
+    if num_rows % tile or tile & (tile - 1):
+        raise ValueError(
+            f"sort_rows: got {num_rows} rows in tiles of {tile}, expected whole tiles of a power "
+            "of two."
+        )
     blocks = max(1, triton.cdiv(num_choices, BLOCK))
     bins = triton.next_power_of_2(num_experts)
 
@@ -60,7 +82,7 @@ def sort_rows(
         expert_of_tile=ints(num_rows // tile),
         num_tiles=ints(1),
     )
-    stride = stride or max(1, experts_NK.shape[0])
+    stride = stride or max(1, num_slots)
     _count_blocks[(blocks,)](
         experts_NK, count_P, count_BE, base_BE, num_choices, stride, first_expert,
         top_k, num_experts, bins, BLOCK, num_warps=4,

@@ -110,6 +110,7 @@ class DeviceWire:
             phase=PHASES.index(phase),
             rank=self.memory.rank,
             timeout_ns=self._timeout_ns,
+            has_clock=self._status.is_cuda,
         )
 
     def check(self) -> None:

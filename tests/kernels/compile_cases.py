@@ -1,0 +1,161 @@
+"""What is compiled offline: every launcher of a kernel, at the shapes of the presets.
+
+A new kernel gets a case here: a function that launches it on meta tensors, through its launcher.
+`test_compile.py` fails for a kernel that no case launches.
+
+    python -m tests.kernels.compile_cases 90    one report a line; 100 for sm_100a
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nmoe.config import Activation, read_config
+from nmoe.expert_layout import Rows, capacity, parts
+from nmoe.kernels import combine, experts, peers, sort
+from nmoe.ops import ROW_TILE
+from nmoe.paths import REPO_ROOT
+from tests.kernels.offline import compile_cases
+
+TOKENS = 4096  # row counts are no part of a compiled kernel
+BF16, FP32, INT32, INT64 = torch.bfloat16, torch.float32, torch.int32, torch.int64
+
+
+class Shape(NamedTuple):
+    """What of a MoE layer is compiled in."""
+
+    dim: int
+    hidden: int
+    num_experts: int
+    top_k: int
+    activation: Activation = "swiglu"
+
+
+def preset_shapes() -> dict[str, Shape]:
+    """The layers of all presets that run kernels; presets alike in everything once."""
+    shapes: dict[str, Shape] = {}
+    configs = REPO_ROOT / "configs"
+    for path in sorted([*configs.glob("*.toml"), *configs.glob("speedrun/*.toml")]):
+        config = read_config(path)
+        model, moe = config.model, config.experts
+        shape = Shape(model.dim, moe.hidden, moe.num_experts, moe.top_k, moe.activation)
+        if model.impl == "triton" and moe.num_experts and shape not in shapes.values():
+            shapes[path.stem] = shape
+    return shapes
+
+
+SHAPES = preset_shapes() | {
+    "small": Shape(768, 256, 128, 8),
+    "wide": Shape(2048, 768, 128, 8),
+    "relu_squared": Shape(768, 384, 256, 7, "relu_squared"),
+    "squared_reglu": Shape(768, 384, 256, 7, "squared_reglu"),
+}
+
+
+def empty(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def rows_of(shape: Shape) -> Rows:
+    length = capacity(TOKENS * shape.top_k, shape.num_experts, tile=ROW_TILE)
+    ints = partial(empty, dtype=INT32)
+    return Rows(
+        tile=ROW_TILE,
+        slot_R=ints(length),
+        gate_R=empty(length, dtype=FP32),
+        row_NK=ints(TOKENS, shape.top_k),
+        start_e=ints(shape.num_experts),
+        end_e=ints(shape.num_experts),
+        expert_of_tile=ints(length // ROW_TILE),
+        num_tiles=ints(1),
+    )
+
+
+def layer(shape: Shape, *, slots: int = TOKENS) -> None:
+    """Every kernel of the experts, forward and backward."""
+    rows, activation = rows_of(shape), shape.activation
+    width = shape.hidden * parts(activation)
+    length = len(rows.slot_R)
+    x_SD, y_RD = empty(slots, shape.dim), empty(length, shape.dim)
+    h_RG, a_RF = empty(length, width), empty(length, shape.hidden)
+    w13_eDG = empty(shape.num_experts, shape.dim, width)
+    w2_eFD = empty(shape.num_experts, shape.hidden, shape.dim)
+    experts.up(x_SD, w13_eDG, rows, activation=activation)
+    experts.down(a_RF, w2_eFD, rows)
+    _, dgate_BR = experts.down_grad(x_SD, w2_eFD, h_RG, rows, activation=activation)
+    experts.up_grad(h_RG, w13_eDG, rows)
+    for out in (w2_eFD, empty(*w2_eFD.shape, dtype=FP32)):
+        experts.weight_grad(a_RF, x_SD, rows, out, gathered="right")
+    for out in (w13_eDG, empty(*w13_eDG.shape, dtype=FP32)):
+        experts.weight_grad(x_SD, h_RG, rows, out, gathered="left")
+    combine.combine(y_RD, rows.row_NK)
+    combine.gate_grads(dgate_BR, rows.row_NK)
+
+
+def micro_batches(shape: Shape) -> None:
+    """dW that adds to what is there, when the device says so."""
+    rows, accumulate = rows_of(shape), empty(1, dtype=INT32)
+    x_SD, a_RF = empty(TOKENS, shape.dim), empty(len(rows.slot_R), shape.hidden)
+    for dtype in (BF16, FP32):
+        out = empty(shape.num_experts, shape.hidden, shape.dim, dtype=dtype)
+        experts.weight_grad(a_RF, x_SD, rows, out, gathered="right", accumulate=accumulate)
+
+
+def routing(shape: Shape, *, ranks: int = 1) -> None:
+    """The counting sort of one rank, or of what several ranks sent."""
+    count_P = empty(ranks, dtype=INT32) if ranks > 1 else None
+    num_experts = shape.num_experts // ranks
+    sort.sort_rows(
+        empty(ranks * TOKENS, shape.top_k, dtype=INT64 if ranks == 1 else INT32),
+        empty(ranks * TOKENS, shape.top_k, dtype=FP32),
+        first_expert=0,
+        num_experts=num_experts,
+        tile=ROW_TILE,
+        num_rows=capacity(ranks * TOKENS * shape.top_k, num_experts, tile=ROW_TILE),
+        count_P=count_P,
+        stride=TOKENS if ranks > 1 else None,
+    )
+
+
+def between_ranks(shape: Shape, *, ranks: int) -> None:
+    """What ranks write into each other, and how they wait."""
+    table, each = empty(ranks, dtype=INT64), shape.num_experts // ranks
+    experts_TK = empty(TOKENS, shape.top_k, dtype=INT64)
+    gates_TK = empty(TOKENS, shape.top_k, dtype=FP32)
+    row_SK = empty(ranks * TOKENS, shape.top_k, dtype=INT32)
+    x_TD, y_RD = empty(TOKENS, shape.dim), empty(2 * TOKENS, shape.dim)
+    dgate_BR = empty(3, 2 * TOKENS, dtype=FP32)
+    peers.push_choices(
+        experts_TK, gates_TK, experts_P=table, gates_P=table, counts_P=table, rank=0, stride=TOKENS
+    )
+    peers.push_rows(x_TD, experts_TK, rows_P=table, rank=0, stride=TOKENS, experts_per_rank=each)
+    peers.push_sums(y_RD, row_SK, home_P=table, rank=0, stride=TOKENS)
+    peers.push_gate_grads(dgate_BR, row_SK, dgates_P=table, stride=TOKENS)
+    home_SD = empty(ranks * TOKENS, shape.dim)
+    peers.sum_home(home_SD, experts_TK, world=ranks, stride=TOKENS, experts_per_rank=each)
+    flags, one = empty(4, ranks, dtype=INT32), empty(1, dtype=INT32)
+    for has_clock in (True, False):
+        peers.signal_and_wait(
+            table, flags, empty(4, dtype=INT32), one, phase=0, rank=0, timeout_ns=1,
+            has_clock=has_clock,
+        )  # fmt: skip
+
+
+CASES: dict[str, Callable[[], None]] = {
+    **{f"layer {name}": partial(layer, shape) for name, shape in SHAPES.items()},
+    **{f"routing {name}": partial(routing, shape) for name, shape in SHAPES.items()},
+    "routing of 8 ranks": partial(routing, SHAPES["super"], ranks=8),
+    **{f"{n} ranks": partial(between_ranks, SHAPES["super"], ranks=n) for n in (2, 8)},
+    "micro-batches": partial(micro_batches, SHAPES["super"]),
+    "64-bit offsets": partial(layer, SHAPES["super"], slots=2**31 // 768 + 1),
+}
+
+if __name__ == "__main__":
+    for report in compile_cases(CASES, target=int(sys.argv[1])):
+        print(json.dumps(asdict(report)))
