@@ -117,7 +117,7 @@ def stages(dockerfile: Path) -> dict[str, tuple[str, list[str]]]:
 def test_constraints_pin_every_requirement_within_its_range():
     project = tomllib.loads((REPO_ROOT / "pyproject.toml").read_text())["project"]
     pins = dict(
-        line.lower().split("==")
+        line.lower().partition(";")[0].split("==")
         for line in (REPO_ROOT / "constraints.txt").read_text().splitlines()
         if not line.startswith("#")
     )

@@ -24,13 +24,14 @@ from nmoe.data.mixture import prep_words, read_mixture
 from nmoe.data.options import (
     add_mixture_options,
     add_remote_options,
+    add_size_options,
     add_speedrun_options,
     add_verify_options,
     count,
     tokenizer,
 )
 from nmoe.data.overlap import find_overlap
-from nmoe.data.prep import SHARD_TOKENS, prepare
+from nmoe.data.prep import prepare
 from nmoe.data.sources import REMOTE_SOURCES, SOURCES, Remote, Source, open_source
 from nmoe.data.speedrun import TRAIN_TOKENS, VAL_TOKENS, Inputs, prepare_speedrun
 from nmoe.data.tokenizer import open_tokenizer
@@ -299,12 +300,7 @@ def _parser() -> argparse.ArgumentParser:
         help="byte, gpt2 or another encoding of tiktoken, ENCODING:RANKS_FILE, FILE.json[:EOS]",
     )
     prep.add_argument("--text-key", default="text", help="column or field that holds the text")
-    prep.add_argument(
-        "--max-tokens", type=count, metavar="N", help="end behind the document that reaches N"
-    )
-    shards = prep.add_mutually_exclusive_group()
-    shards.add_argument("--num-shards", type=count, metavar="N", help="shares of the input")
-    shards.add_argument("--shard-tokens", type=count, default=SHARD_TOKENS, metavar="N")
+    add_size_options(prep)
     add_remote_options(prep)
     prep.set_defaults(run=_prep, refuse=prep.error)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nmoe.data.manifest import DataError
 from nmoe.data.overlap import MAX_OVERLAP
+from nmoe.data.prep import SHARD_TOKENS
 from nmoe.data.tokenizer import check_name
 
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([KMB]?)", re.IGNORECASE)
@@ -29,6 +30,16 @@ def tokenizer(name: str) -> str:
     except DataError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return name
+
+
+def add_size_options(prep: argparse.ArgumentParser) -> None:
+    """Where the dataset and its shards end."""
+    prep.add_argument(
+        "--max-tokens", type=count, metavar="N", help="end behind the document that reaches N"
+    )
+    shards = prep.add_mutually_exclusive_group()
+    shards.add_argument("--num-shards", type=count, metavar="N", help="shares of the input")
+    shards.add_argument("--shard-tokens", type=count, default=SHARD_TOKENS, metavar="N")
 
 
 def add_remote_options(prep: argparse.ArgumentParser) -> None:
