@@ -9,7 +9,8 @@ Legend: T tokens, N choices, D model, F expert hidden, G = 2F, E experts, K top-
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -98,7 +99,8 @@ class Replay(Layer):
             layer.forward()
         with torch.cuda.graph(self._backward, pool=self._forward.pool()):
             layer.backward()
-        self._y, self._grads = layer._y, layer._grads
+        assert layer._y is not None
+        self._y, self._grads = layer._y.detach(), layer._grads
         layer.load(inputs)
 
     def load(self, inputs: Inputs) -> None:
@@ -113,8 +115,8 @@ class Replay(Layer):
 
 
 @dataclass(frozen=True, slots=True)
-class _Experts_:
-    """What `nmoe.moe._Experts` asks of its layer."""
+class _Owner:
+    """What `nmoe.moe._Experts` asks of the module it serves."""
 
     transport: Transport
     impl: Impl
@@ -124,7 +126,7 @@ class _Experts_:
 
 def ours(weights: Weights, transport: Transport, *, impl: Impl) -> Layer:
     """The autograd function of `nmoe.moe` over any transport; weights of the local experts."""
-    experts: Any = _Experts_(transport, impl)
+    experts: Any = _Owner(transport, impl)
 
     def run(x: Tensor, ids: Tensor, gates: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
         return _Experts.apply(x, ids, gates, w13, w2, experts)
@@ -237,24 +239,25 @@ def entrants(
 ) -> tuple[dict[str, Layer], dict[str, str]]:
     """All layers that can be had here, and why the others cannot."""
     impl: Impl = "triton" if device == "cuda" else "reference"
-    mine = ours(weights, single(shape, device=device, impl=impl), impl=impl)
-    found, absent = {OURS: mine, EAGER: eager(weights)}, {}
+
+    def mine() -> Layer:
+        return ours(weights, single(shape, device=device, impl=impl), impl=impl)
+
+    found, absent = {OURS: mine(), EAGER: eager(weights)}, {}
     if device != "cuda":
         return found, dict.fromkeys((REPLAY, COMPILED, SONIC, LIGER), "measured on GPUs only")
     makers: dict[str, Callable[[], Layer]] = {
-        REPLAY: lambda: Replay(
-            ours(weights, single(shape, device=device, impl=impl), impl=impl), inputs
-        ),
+        REPLAY: lambda: Replay(mine(), inputs),
         COMPILED: lambda: compiled(weights),
-        **{name: lambda make=make: make(weights) for name, (_, make) in _PEERS.items()},
     }
-    for name, make in makers.items():
-        package = _PEERS.get(name, ("torch", None))[0]
-        try:
-            version(package)
-            found[name] = make()
-        except PackageNotFoundError:
+    for name, (package, make) in _PEERS.items():
+        if find_spec(package) is None:
             absent[name] = f"{package} is not installed"
+        else:
+            makers[name] = partial(make, weights)
+    for name, maker in makers.items():
+        try:
+            found[name] = maker()
         except FAILURES as error:
             absent[name] = reason(error)
     return found, absent

@@ -25,9 +25,9 @@ class Ceilings:
     copy: float
     peer: float | None = None
 
-    def percent(self, rate: float, unit: str) -> float:
-        """A rate in % of what this machine can do."""
-        return 100 * rate / (self.matmul if unit == "TFLOP/s" else self.copy)
+    def of(self, unit: str) -> float:
+        """The ceiling of arithmetic or, for GB/s, of this GPU's memory."""
+        return self.matmul if unit == "TFLOP/s" else self.copy
 
 
 def device_name() -> str:
@@ -57,26 +57,20 @@ def machine(*, gpus: int = 1, commit: str | None = None) -> Machine:
 
 
 def measure_ceilings(device: str) -> Ceilings:
-    """The largest rates seen of a large product and a large copy, on random data."""
+    """Medians of a large product and of large copies, on random data."""
     on_gpu = device == "cuda"
-    size = 8192 if on_gpu else 256
+    size, elements = (8192, 2**31) if on_gpu else (256, 2**22)
     watch = Stopwatch(device)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device, dtype=torch.bfloat16)
-
-    left, right, out = random(size, size), random(size, size), random(size, size)
-    matmul_us = watch.repeat(lambda: torch.mm(left, right, out=out))
-    del left, right, out
-    source = random(2**31 if on_gpu else 2**22)
-    target = torch.empty_like(source)
-    copy_us = watch.repeat(lambda: target.copy_(source))
-    num_bytes = 2 * source.numel() * source.element_size()
-    peer = _peer_gbps(source, watch) if on_gpu and torch.cuda.device_count() > 1 else None
+    left, right = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
+    matmul_us = median(watch.repeat(lambda: left @ right))
+    source = torch.randn(elements, device=device, dtype=torch.bfloat16)
+    num_bytes = source.numel() * source.element_size()
+    copy_us = _copy_us(watch, source, device)
+    has_peer = on_gpu and torch.cuda.device_count() > 1
     return Ceilings(
-        matmul=tflops(2 * size**3, median(matmul_us)),
-        copy=gbps(num_bytes, median(copy_us)),
-        peer=peer,
+        matmul=tflops(2 * size**3, matmul_us),
+        copy=gbps(2 * num_bytes, copy_us),
+        peer=gbps(num_bytes, _copy_us(watch, source, "cuda:1")) if has_peer else None,
     )
 
 
@@ -88,11 +82,9 @@ def gbps(num_bytes: float, us: float) -> float:
     return num_bytes / us / 1e3
 
 
-def _peer_gbps(source: Tensor, watch: Stopwatch) -> float:
-    target = torch.empty_like(source, device="cuda:1")
-    return gbps(
-        source.numel() * source.element_size(), median(watch.repeat(lambda: target.copy_(source)))
-    )
+def _copy_us(watch: Stopwatch, source: Tensor, device: str) -> float:
+    target = torch.empty_like(source, device=device)
+    return median(watch.repeat(lambda: target.copy_(source)))
 
 
 def _commit() -> str:

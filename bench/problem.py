@@ -97,16 +97,17 @@ class Outputs:
 class Distance:
     """Relative L2 of something compared in parts."""
 
-    difference: float = 0.0
-    norm: float = 0.0
+    difference: Tensor | float = 0.0  # sums of squares, on the device until they are asked for
+    norm: Tensor | float = 0.0
 
     def add(self, got: Tensor, want: Tensor) -> None:
-        self.difference += (got.double() - want).square().sum().item()
-        self.norm += want.square().sum().item()
+        self.difference += (got.double() - want).square().sum()
+        self.norm += want.square().sum()
 
     @property
     def value(self) -> float:
-        return (self.difference / self.norm) ** 0.5 if self.norm else self.difference**0.5
+        difference, norm = float(self.difference), float(self.norm)
+        return (difference / norm if norm else difference) ** 0.5
 
 
 @dataclass

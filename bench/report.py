@@ -27,8 +27,12 @@ class Report:
         unit: str,
         errors: Mapping[str, float] | None = None,
         plain: Mapping[str, float] | None = None,
+        ceiling: float | None = None,
     ) -> None:
-        """The row of one entrant: `work` FLOPs or bytes in the median time."""
+        """The row of one entrant: `work` FLOPs or bytes in the median time.
+
+        ceiling: in `unit`, when it is neither that of a product nor that of a copy here.
+        """
         times = contest.taken(name, what, last=TIMINGS)
         if not times:
             note = contest.failures.get(name, "was not timed")
@@ -47,7 +51,7 @@ class Report:
                 timings=len(times),
                 rate=rate,
                 unit=unit,
-                percent=self.ceilings.percent(rate, unit),
+                percent=100 * rate / (ceiling or self.ceilings.of(unit)),
                 errors=dict(errors or {}),
                 plain_error=worst(plain or {}),
             )

@@ -8,12 +8,14 @@ from bench.rows import Row
 
 try:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 except ImportError:  # a bare machine with torch and pytest
     Console = Table = None
 
 HEADER = ("what", "shape", "implementation", "us", "+-", "rate", "% ceiling", "error", "plain", "")
 _LEFT = 3  # columns that are words
+_PAGE = 220
 
 
 def title(rows: Sequence[Row]) -> str:
@@ -34,7 +36,7 @@ def cells(row: Row, slower: Mapping[tuple[Any, ...], float]) -> tuple[str, ...]:
         row.implementation,
         _number(row.us, ",.1f"),
         _number(row.spread_us, ",.1f"),
-        f"{_number(row.rate, ',.1f')} {row.unit}".strip(),
+        f"{_number(row.rate, ',.3g' if (row.rate or 0) < 1 else ',.1f')} {row.unit}".strip(),
         _number(row.percent, ".1f"),
         _number(row.error, ".1e"),
         _number(row.plain_error, ".1e"),
@@ -63,16 +65,16 @@ def show(rows: Sequence[Row], slower: Mapping[tuple[Any, ...], float]) -> None:
     if Console is None or Table is None:
         print(title(rows), *lines(rows, slower), sep="\n")
     else:
-        table = Table(title=title(rows), title_justify="left", box=None, pad_edge=False)
+        table = Table(title=escape(title(rows)), title_justify="left", box=None, pad_edge=False)
         for column, name in enumerate(HEADER):
             is_word = column < _LEFT or not name
-            table.add_column(name, justify="left" if is_word else "right", no_wrap=bool(name))
+            table.add_column(name, justify="left" if is_word else "right", no_wrap=not is_word)
         for row in rows:
             style = "red" if row.key in slower else None
-            table.add_row(*cells(row, slower), style=style)
-        console = Console()
+            table.add_row(*map(escape, cells(row, slower)), style=style)
         # a file or a pipe has no width to fit: every figure stays whole
-        console.print(table, width=None if console.is_terminal else 200, markup=False)
+        console = Console() if Console().is_terminal else Console(width=_PAGE)
+        console.print(table)
     if slower:
         print(f"{len(slower)} rows are more than 3 % slower than before, beyond their spread")
 

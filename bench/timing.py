@@ -1,8 +1,8 @@
 """Timers that treat everything alike, and contests in which implementations take turns.
 
-On a GPU a timing is: flush the L2 cache, keep the device busy for 2 ms, record an event, run, record
-an event. While the device is busy the host queues the work, so that the time is the device's and not
-that of launching. Whoever makes the host wait pays for it.
+On a GPU a timing is: flush the L2 cache, keep the device busy for 2 ms, record an event, run,
+record an event. While the device is busy the host queues the work, so that the time is the device's
+and not that of launching. Whoever makes the host wait pays for it.
 """
 
 import statistics

@@ -24,9 +24,12 @@ MOST_PROCESSES = 14
 Job = tuple[str, Shape]
 
 
-def compile_all(shapes: Sequence[Shape], *, with_peers: bool) -> list[str]:
-    """Run every job in processes of its own; what failed, in words."""
-    todo = jobs(shapes, with_peers=with_peers)
+def compile_all(shapes: Sequence[Shape], *, peers: Sequence[Shape]) -> list[str]:
+    """Run every job in processes of its own; what failed, in words.
+
+    peers: the shapes for which torch.compile works ahead, each at its full size.
+    """
+    todo = jobs(shapes, peers=peers)
     workers = min(MOST_PROCESSES, os.cpu_count() or 1, len(todo))
     failures = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -38,12 +41,11 @@ def compile_all(shapes: Sequence[Shape], *, with_peers: bool) -> list[str]:
     return failures
 
 
-def jobs(shapes: Sequence[Shape], *, with_peers: bool) -> list[Job]:
+def jobs(shapes: Sequence[Shape], *, peers: Sequence[Shape]) -> list[Job]:
     """What must be compiled, the longest first; a kernel once for the sizes it depends on."""
     found: dict[tuple[Any, ...], Job] = {}
-    for shape in shapes:
-        if with_peers:
-            found["compiled", shape.name] = ("compiled", shape)
+    for shape in peers:
+        found["compiled", shape.name] = ("compiled", shape)
     for shape in shapes:
         size = (shape.dim, shape.hidden, shape.top_k)
         found["sort", shape.num_experts, shape.top_k] = ("sort", shape)
