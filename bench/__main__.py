@@ -27,6 +27,7 @@ FILES = {
     "kernels": ("test_kernels.py", "test_layer.py"),
     "transport": ("test_transport.py",),
 }
+USAGE_EXIT = 2
 TEST_TIMEOUT_S = 900
 MOST_GROUPS = 1024  # of torch's grouped product
 
@@ -35,13 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0, pytest's exit code when a measurement failed, or 2 for a wrong command."""
     options = _parser().parse_args(arguments)
     if options.noun == "summary":
-        return _summarize(options.files)
-    old = _load(options.compare) if options.compare else []
+        try:
+            return _summarize(options.files)
+        except (OSError, ValueError) as error:
+            return _refuse(error)
+    try:
+        old = load(options.compare) if options.compare else []
+        shapes = shapes_for(device_name(), options.shapes)
+    except (OSError, ValueError) as error:
+        return _refuse(error)
     with tempfile.TemporaryDirectory() as folder:
         rows_file = Path(folder) / "rows.jsonl"
         with _stdout_to_stderr():
-            code = _measure(options, rows_file)
-        rows = _load(rows_file) if rows_file.exists() else []
+            code = _measure(options, shapes, rows_file)
+        rows = load(rows_file) if rows_file.exists() else []
         kept = options.rows or _kept_file(options.noun, rows)
         if rows and kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -76,12 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _measure(options: argparse.Namespace, rows_file: Path) -> int:
+def _measure(options: argparse.Namespace, shapes: Sequence[Shape], rows_file: Path) -> int:
     """pytest's exit code; the rows are in the file."""
     started = time.monotonic()
     if device_name() == "cuda":
-        names = list(filter(None, options.shapes.split(",")))
-        shapes = [each for each in shapes_for("cuda") if not names or each.name in names]
         for problem in _compile(options.noun, shapes):
             print(f"not compiled: {problem}", flush=True)
         print(f"compiled in {time.monotonic() - started:.0f} s", flush=True)
@@ -108,19 +114,15 @@ def _compile(noun: str, shapes: Sequence[Shape]) -> list[str]:
 
 
 def _summarize(files: Sequence[Path]) -> int:
-    rows = [row for file in files for row in _load(file)]
+    rows = [row for file in files for row in load(file)]
     summary = RESULTS / "summary.json"
     print(f"{summary}: {'updated' if update_summary(summary, rows) else 'nothing newer'}")
     return 0
 
 
-def _load(file: Path) -> list[Row]:
-    """The rows of a file; SystemExit(2) with one line when they cannot be read."""
-    try:
-        return load(file)
-    except (OSError, ValueError) as error:
-        print(f"error: {file}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+def _refuse(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return USAGE_EXIT
 
 
 def _kept_file(noun: str, rows: Sequence[Row]) -> Path | None:

@@ -167,20 +167,20 @@ def grouped(x_TD: Tensor, ids_TK: Tensor, gates_TK: Tensor, w13: Tensor, w2: Ten
     return torch.zeros_like(x_TD).index_add(0, tokens_N, y * gate_N[:, None])
 
 
-def _beside(grads: tuple[Tensor, ...], expert: int) -> tuple[Tensor, Tensor, Tensor]:
+def beside_grads(grads: tuple[Tensor, ...], expert: int) -> tuple[Tensor, Tensor, Tensor]:
     dw1, dw3 = grads[0][expert].chunk(2, dim=-1)
     return dw1, dw3, grads[1][expert]
 
 
 def eager(weights: Weights) -> Layer:
-    return Layer(grouped, (weights.beside_EDG, weights.w2_EFD), _beside)
+    return Layer(grouped, (weights.beside_EDG, weights.w2_EFD), beside_grads)
 
 
 def compiled(weights: Weights) -> Layer:
     """The same function under torch.compile, for this shape alone."""
     torch._dynamo.reset()
     run = torch.compile(grouped, fullgraph=True, dynamic=False)
-    return Layer(run, (weights.beside_EDG, weights.w2_EFD), _beside)
+    return Layer(run, (weights.beside_EDG, weights.w2_EFD), beside_grads)
 
 
 def sonic(weights: Weights) -> Layer:

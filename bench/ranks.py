@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bench.all_to_all import AllToAll
-from bench.layers import Layer, _beside, ours
+from bench.layers import Layer, beside_grads, ours
 from bench.problem import Inputs, Outputs, Source, Weights, layer_errors
 from bench.rows import BOTH, DISPATCH, FORWARD, OURS
 from bench.shapes import Shape
@@ -103,7 +103,7 @@ class _Rank:
             }
         shape = self._job.shape
         collective = AllToAll(rank=self._rank, world=self._job.world, num_experts=shape.num_experts)
-        layers[COLLECTIVE] = Layer(collective.layer, (mine.beside_EDG, mine.w2_EFD), _beside)
+        layers[COLLECTIVE] = Layer(collective.layer, (mine.beside_EDG, mine.w2_EFD), beside_grads)
         entrants[COLLECTIVE] = lambda: {
             **self._collective_passes(collective),
             **self._whole(layers[COLLECTIVE]),

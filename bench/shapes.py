@@ -53,6 +53,14 @@ TINY = (
 )
 
 
-def shapes_for(device: str) -> tuple[Shape, ...]:
-    """What is measured on "cuda" and on "cpu", where only the reference runs."""
-    return SHAPES if device == "cuda" else TINY
+def shapes_for(device: str, names: str = "") -> tuple[Shape, ...]:
+    """What is measured on "cuda" and on "cpu", where only the reference runs.
+
+    names: only these, with commas in between; ValueError for one that is not measured there.
+    """
+    shapes = SHAPES if device == "cuda" else TINY
+    wanted = set(filter(None, names.split(",")))
+    known = [shape.name for shape in shapes]
+    if unknown := sorted(wanted - set(known)):
+        raise ValueError(f"shapes: got {', '.join(unknown)}, expected some of {', '.join(known)}.")
+    return tuple(shape for shape in shapes if not wanted or shape.name in wanted)

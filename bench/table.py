@@ -20,11 +20,17 @@ _PAGE = 220
 
 def title(rows: Sequence[Row]) -> str:
     """Commit, machine and versions, which all rows of a run share."""
-    machine = rows[0].machine
+    machine = rows[-1].machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     where = machine.gpu if machine.gpus < 2 else f"{machine.gpus} x {machine.gpu}"
     driver = f", driver {machine.driver}" if machine.driver else ""
-    return f"{where}{driver}; {versions}; commit {machine.commit[:12]}; {machine.date}"
+    return f"{where}{driver}; {versions}; commit {short(machine.commit)}; {machine.date}"
+
+
+def short(commit: str) -> str:
+    """Twelve digits of a commit, and whether the code was changed after it."""
+    digits, plus, rest = commit.partition("+")
+    return f"{digits[:12]}{plus}{rest}"
 
 
 def cells(row: Row, slower: Mapping[tuple[Any, ...], float]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ def test_transport(benchmark, device: str, report: Report, tmp_path: Path, pytes
     """Two GPUs, or two processes where there is none; the first shape of this machine."""
     if device == "cuda" and torch.cuda.device_count() < WORLD:
         pytest.skip(f"needs {WORLD} GPUs, this machine has {torch.cuda.device_count()}")
-    shape = _first(pytestconfig, device)
+    shape = shapes_for(device, pytestconfig.getoption("--shapes"))[0]
     job = Job(shape=shape, device=device, world=WORLD, folder=tmp_path)
     if benchmark.disabled:
         job = replace(job, rounds=1, warmups=0)
@@ -35,14 +35,6 @@ def test_transport(benchmark, device: str, report: Report, tmp_path: Path, pytes
     assert not any(
         error != error for errors in measured.errors.values() for error in errors.values()
     ), f"NaN: {measured.errors}"
-
-
-def _first(config: pytest.Config, device: str) -> Shape:
-    names = list(filter(None, config.getoption("--shapes").split(",")))
-    shapes = [each for each in shapes_for(device) if not names or each.name in names]
-    if not shapes:
-        raise pytest.UsageError(f"--shapes: got {', '.join(names)}, none of them is measured here")
-    return shapes[0]
 
 
 def _run_ranks(job: Job) -> None:

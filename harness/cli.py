@@ -40,6 +40,7 @@ from harness.options import (
     Tasks,
 )
 from harness.terminal import answer, become, fail, has_terminal, say
+from harness.verbs.bench import bench
 
 if TYPE_CHECKING:
     from harness.hardware import Detection
@@ -255,6 +256,8 @@ def doctor(*, as_json: Json = False, fake_hardware: FakeHardware = None) -> None
     if any(check.verdict == "problem" for check in checks):
         raise typer.Exit(3)
 
+
+app.command("bench", context_settings=PASSED_THROUGH)(bench)
 
 prep = typer.Typer(help="Prepare data and eval bundles without a run.", rich_markup_mode=None)
 app.add_typer(prep, name="prep")

@@ -1,0 +1,85 @@
+"""The suite as its user runs it, on a machine without a GPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.kernels import KERNELS
+from bench.rows import OURS, Row, load, parse, save
+from tests.conftest import REPO_ROOT
+
+SUMMARY = REPO_ROOT / "bench" / "results" / "summary.json"
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments], cwd=REPO_ROOT, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    before = SUMMARY.read_bytes() if SUMMARY.exists() else None
+    done = bench("kernels", "--shapes", "tiny", "--json", "--commit", "abc")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (SUMMARY.read_bytes() if SUMMARY.exists() else None) == before
+    return [parse(line) for line in done.stdout.splitlines()]
+
+
+def test_rows_hold_every_kernel_and_the_layer(rows: list[Row]):
+    timed = {row.what for row in rows if row.implementation == OURS and row.us}
+    assert timed == {kernel.name for kernel in KERNELS} | {
+        "layer forward",
+        "layer forward + backward",
+    }
+    assert {row.machine.commit for row in rows} == {"abc"}
+    assert {row.machine.gpu for row in rows} == {"cpu"}
+    assert all(row.timings == 30 for row in rows if row.us)
+
+
+def test_errors_are_no_larger_than_those_of_plain_torch(rows: list[Row]):
+    ours = {row.what: row for row in rows if row.implementation == OURS and row.us}
+    for row in ours.values():
+        assert row.error is not None
+        assert row.plain_error is not None
+        assert row.error <= row.plain_error * 1.05, row.what
+    assert ours["sort"].error == 0
+
+
+def test_peers_that_are_absent_say_why(rows: list[Row]):
+    absent = {row.implementation: row.note for row in rows if row.note}
+    assert set(absent) >= {"SonicMoE", "Liger"}
+    assert set(absent.values()) == {"measured on GPUs only"}
+
+
+def test_transport_is_measured_on_two_processes_and_compared(tmp_path: Path):
+    old, new = tmp_path / "old.jsonl", tmp_path / "new.jsonl"
+    done = bench("transport", "--rows", str(old))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {(row.implementation, row.what) for row in load(old) if row.us}
+    for name in (OURS, "all_to_all_single"):
+        assert {(name, "dispatch"), (name, "return"), (name, "layer forward + backward")} <= found
+    rows = [json.loads(line) for line in old.read_text().splitlines()]
+    faster = [{**row, "us": row["us"] and 1.0, "spread_us": 0.0} for row in rows]
+    save(new, [parse(json.dumps(row)) for row in faster])
+    done = bench("transport", "--compare", str(new), "--rows", str(tmp_path / "last.jsonl"))
+    assert done.stdout.count("REGRESSION") == sum(row["us"] is not None for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("kernels", "--shapes", "s9"), "error: shapes: got s9, expected some of tiny, tiny-zipf."),
+        (("kernels", "--compare", "nowhere"), "error: [Errno 2] No such file"),
+        (("transport", "--compare", "README.md"), "error: not a row of results"),
+        (("summary", "README.md"), "error: not a row of results"),
+        (("step",), "n bench: error: argument WHAT: invalid choice"),
+    ],
+)
+def test_wrong_commands_are_refused_in_one_line(arguments, reason):
+    done = bench(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(reason)
