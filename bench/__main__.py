@@ -72,11 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     }
     for noun, text in helps.items():
         verb = nouns.add_parser(noun, help=text, description=text)
-        verb.add_argument("--json", action="store_true", help="rows on stdout and nothing else")
-        verb.add_argument("--rows", type=Path, metavar="FILE", help="keep the rows there instead")
-        verb.add_argument(
+        shown = verb.add_mutually_exclusive_group()
+        shown.add_argument("--json", action="store_true", help="rows on stdout and nothing else")
+        shown.add_argument(
             "--compare", type=Path, metavar="FILE", help="mark what is slower than in these rows"
         )
+        verb.add_argument("--rows", type=Path, metavar="FILE", help="keep the rows there instead")
         verb.add_argument("--shapes", default="", metavar="A,B", help="only these shapes")
         verb.add_argument("--commit", help="of the code, where git does not know it")
     verb = nouns.add_parser("summary", help="merge files of rows into results/summary.json")
