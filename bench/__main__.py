@@ -35,13 +35,14 @@ MOST_GROUPS = 1024  # of torch's grouped product
 def main(arguments: Sequence[str] | None = None) -> int:
     """0, pytest's exit code when a measurement failed, or 2 for a wrong command."""
     options = _parser().parse_args(arguments)
-    if options.noun == "summary":
-        try:
-            return _summarize(options.files)
-        except (OSError, ValueError) as error:
-            return _refuse(error)
     try:
+        if options.noun == "summary":
+            return _summarize(options.files)
         old = load(options.compare) if options.compare else []
+        if options.noun == "show":
+            rows = load(options.file)
+            show(rows, regressions(old, rows))
+            return 0
         shapes = shapes_for(device_name(), options.shapes)
     except (OSError, ValueError) as error:
         return _refuse(error)
@@ -80,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--rows", type=Path, metavar="FILE", help="keep the rows there instead")
         verb.add_argument("--shapes", default="", metavar="A,B", help="only these shapes")
         verb.add_argument("--commit", help="of the code, where git does not know it")
+    verb = nouns.add_parser("show", help="the table of a file of rows")
+    verb.add_argument("file", type=Path, metavar="FILE")
+    verb.add_argument("--compare", type=Path, metavar="FILE", help="mark what is slower than here")
     verb = nouns.add_parser("summary", help="merge files of rows into results/summary.json")
     verb.add_argument("files", type=Path, nargs="+", metavar="FILE")
     return parser

@@ -1,5 +1,6 @@
 """Fixtures and options of the suite; rows are collected, then shown or written."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,4 +80,5 @@ def _room_for_the_next(device: str) -> Iterator[None]:
     """What a shape held goes back before the next one measures."""
     yield
     if device == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()

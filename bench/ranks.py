@@ -136,7 +136,7 @@ class _Rank:
             max_tokens=shape.tokens,
             num_layers=1,
             dtype=torch.bfloat16,
-            device=self._job.device,
+            device=self._align.device,
             impl=self._impl,
         )
 

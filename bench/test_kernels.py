@@ -50,6 +50,7 @@ def test_kernels(benchmark, shape: Shape, device: str, watch: Stopwatch, report:
     benchmark.pedantic(round_of_all, rounds=TIMINGS, warmup_rounds=WARMUPS)
     for kernel in KERNELS:
         _report(report, kernel, shape, contests[kernel.name], stage[0], results)
+    stage.clear()
 
 
 def _timed(

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
@@ -35,8 +35,12 @@ def compile_all(shapes: Sequence[Shape], *, peers: Sequence[Shape]) -> list[str]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(run, job): job for job in todo}
         for done in as_completed(running):
-            if problem := done.result():
-                name, shape = running[done]
+            name, shape = running[done]
+            try:
+                problem = done.result()
+            except BrokenExecutor as error:  # its process died
+                problem = reason(error)
+            if problem:
                 failures.append(f"{name} {shape.name}: {problem}")
     return failures
 
