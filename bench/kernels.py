@@ -100,6 +100,7 @@ class Kernel:
     peer: Callable[[Stage], Result]
     normal: Callable[[Stage, Result], Result]
     wanted: Callable[[Stage], Wanted]
+    is_exact: bool = False  # integers and copies: no error is allowed
 
     def errors(self, stage: Stage, result: Result) -> dict[str, float]:
         """Relative L2 by output."""
@@ -358,6 +359,7 @@ KERNELS = (
     Kernel(
         name="sort", unit=BYTES, work=lambda shape: 24.0 * shape.choices,
         ours=_sort, peer=_sort_peer, normal=_sort_normal, wanted=_sort_wanted,
+        is_exact=True,
     ),
     Kernel(
         name="up", unit=FLOPS, work=_product(2),

@@ -15,6 +15,7 @@ from nmoe.paths import write_atomic
 OURS = "nmoe"
 CPU = "cpu"
 MIN_TIMINGS = 30  # of a row that may enter the summary
+LIMIT = 0.01  # relative L2 of bf16 against fp64 lands between 1e-3 and this
 REGRESSION = 1.03  # slower than this, and by more than both spreads
 
 
@@ -69,6 +70,11 @@ def worst(errors: Mapping[str, float]) -> float | None:
     if any(math.isnan(each) for each in errors.values()):
         return math.nan
     return max(errors.values(), default=None)
+
+
+def right(errors: Mapping[str, float], *, limit: float = LIMIT) -> bool:
+    """Whether every output is as near to fp64 as bf16 rows allow; NaN never is."""
+    return all(error <= limit for error in errors.values())
 
 
 def dump(row: Row) -> str:

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from bench.rows import BOTH, DISPATCH, SYNCS, dump, load, parse, regressions, save, summarize
+from bench.rows import BOTH, DISPATCH, SYNCS, dump, load, parse, regressions, right, save, summarize
 from bench.rows import update_summary as update
 from tests.bench.results import a_machine, a_row
 
@@ -31,6 +31,13 @@ def test_row_is_the_same_when_read_again(tmp_path):
 
 def test_error_is_nan_when_any_output_is():
     assert math.isnan(a_row(errors={"y": 0.1, "dx": math.nan, "dw1": 0.2}).error or 0.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_right"), [(0.004, True), (0.02, False), (math.nan, False), (math.inf, False)]
+)
+def test_outputs_are_right_when_each_is_near(error, is_right):
+    assert right({"y": 0.002, "dx": error}) is is_right
 
 
 @pytest.mark.parametrize(
