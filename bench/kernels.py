@@ -124,9 +124,6 @@ def _same(_: Stage, result: Result) -> Result:
     return result
 
 
-# -------------------------------------------------------------------------------- sort
-
-
 def _sort(stage: Stage) -> Result:
     rows = stage.sort()
     return {

@@ -11,7 +11,7 @@ import tiktoken
 
 from nmoe.data.prep import prepare
 from nmoe.data.sources import open_source
-from nmoe.data.tokenizer import Gpt2Tokenizer
+from nmoe.data.tokenizer import TiktokenTokenizer
 from tests.conftest import real_data  # noqa: F401  a fixture
 
 ROUNDS = 3
@@ -24,7 +24,7 @@ def test_prep_against_tiktoken(benchmark, real_data: Path, tmp_path: Path, worke
     The two take turns, so that whatever else the machine does meets both alike.
     """
     file = real_data / "corpus" / "train.parquet"
-    tokenizer = Gpt2Tokenizer.open(real_data / "gpt2_bpe" / "gpt2.tiktoken")
+    tokenizer = TiktokenTokenizer.open("gpt2", real_data / "gpt2_bpe" / "gpt2.tiktoken")
     texts = pq.read_table(file, columns=["text"])["text"].to_pylist()
     source = open_source("parquet", [str(file)])
     encoding: tiktoken.Encoding = tokenizer._encoding

@@ -15,6 +15,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, cast
@@ -62,30 +63,50 @@ def unpack(
     Raises DataError for an archive that is broken or refused, OSError when the disk refuses; the
     folder then holds what was unpacked so far.
     """
-    limits = limits or Limits()
+    packed = archive.stat().st_size
+    folder.mkdir(parents=True)
+    with _faults_told(archive):
+        for path, entry in _checked_entries(archive, limits or Limits()):
+            _write(entry.stream, folder / path)
+            yield Progress(label=label, done=min(entry.position, packed - 1), total=packed)
+    yield Progress(label=label, done=packed, total=packed)
+
+
+def unpacked_bytes(archive: Path, *, limits: Limits | None = None) -> int:
+    """The bytes that `unpack` would write; raises DataError for what it would refuse by then."""
+    with _faults_told(archive):
+        return sum(entry.size for _, entry in _checked_entries(archive, limits or Limits()))
+
+
+def _checked_entries(archive: Path, limits: Limits) -> Iterator[tuple[PurePosixPath, _Entry]]:
+    """The files of an archive and where they belong; DataError for the first that is refused."""
     packed = archive.stat().st_size
     most = min(limits.total_bytes, limits.ratio * packed)
-    folder.mkdir(parents=True)
-    names, written = set[str](), 0
+    names, total = set[str](), 0
+    for entry in _entries(archive, most):
+        path = _inside(archive, entry.name)
+        total += entry.size
+        if len(names) >= limits.files:
+            raise _refusal(archive, f"got more than {limits.files} files")
+        if total > most:
+            raise _refusal(archive, f"got more than {most} bytes from {packed}")
+        if str(path).casefold() in names:
+            raise _refusal(archive, f"{entry.name!r} comes twice")
+        names.add(str(path).casefold())
+        yield path, entry
+
+
+@contextmanager
+def _faults_told(archive: Path) -> Generator[None]:
+    """The errors of a broken archive as DataError; those of the disk pass."""
     try:
-        for entry in _entries(archive, most):
-            path = _inside(archive, entry.name)
-            if len(names) >= limits.files:
-                raise _refusal(archive, f"got more than {limits.files} files")
-            if written + entry.size > most:
-                raise _refusal(archive, f"got more than {most} bytes from {packed}")
-            if str(path).casefold() in names:
-                raise _refusal(archive, f"{entry.name!r} comes twice")
-            names.add(str(path).casefold())
-            written += _write(entry.stream, folder / path)
-            yield Progress(label=label, done=min(entry.position, packed - 1), total=packed)
+        yield
     except _BROKEN as error:
         raise DataError(f"{archive} is no whole zip or tar: {error}", "Fetch it again.") from None
     except OSError as error:
         if error.errno not in _FROM_NAMES:
             raise
         raise _refusal(archive, f"{error.strerror}, {error.filename}") from None
-    yield Progress(label=label, done=packed, total=packed)
 
 
 def _refusal(archive: Path, what: str) -> DataError:
@@ -102,15 +123,13 @@ def _inside(archive: Path, name: str) -> PurePosixPath:
     return path
 
 
-def _write(stream: IO[bytes], path: Path) -> int:
+def _write(stream: IO[bytes], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = 0
     with path.open("xb") as file:
         while chunk := stream.read(CHUNK_BYTES):
-            written += file.write(chunk)
+            file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
-    return written
 
 
 def _entries(archive: Path, most: int) -> Iterator[_Entry]:

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from harness.archive import unpack
+from harness import format as text
+from harness.archive import unpack, unpacked_bytes
 from harness.download import Progress, download
 from harness.errors import DataError, MachineError, Problem, UsageError
 from harness.pins import (
@@ -34,18 +35,24 @@ POCKET = "pocket_bundle"
 OFFICIAL = "eval_bundle"
 DATA_EXIT = 4
 WARNING = 0
-# The official archive has 26 MB.
+# The official archive has 26 MB, and 161 MB unpacked.
 MAX_ARCHIVE_BYTES = 256 << 20
+OFFICIAL_BYTES = (26 + 161) * 10**6
+# Left free beyond what a bundle needs: the records, the folders, the other files of a run.
+SPARE_BYTES = 16 << 20
 
 
-def prep_commands(plan: Plan, root: DataRoot) -> tuple[tuple[str, ...], ...]:
+def prep_commands(
+    plan: Plan, root: DataRoot, *, mirror: str | None = None
+) -> tuple[tuple[str, ...], ...]:
     """Commands that bring the bundle to wholeness; one that finds it whole changes nothing."""
     if plan.data.bundle == POCKET:
         output = str(root.bundle(POCKET))
         command = (sys.executable, "-m", "nmoe.data.cli", "prep-bundle", "--output", output)
         return ((*command, "--json"),)
     if plan.data.bundle == OFFICIAL and not root.bundle(OFFICIAL).exists():
-        return ((sys.executable, "-m", "harness.prep", "--json"),)
+        options = () if mirror is None else ("--mirror", mirror)
+        return ((sys.executable, "-m", "harness.prep", "--json", *options),)
     return ()
 
 
@@ -64,16 +71,18 @@ def problems(plan: Plan, root: DataRoot) -> tuple[Problem, ...]:
     record = read_record(folder)
     if record is not None and not record.is_official:
         return (_custom(folder, record),)
-    return tuple(
+    recorded = {name: digest for name, (_, digest) in record.files.items()} if record else {}
+    changed = tuple(
         Problem(
             what=f"{folder / name} is not the official one: got sha256 {found[:12]}…,"
             f" expected {pin[:12]}…",
             fix="Move the folder away and run: n prep eval",
             exit_code=DATA_EXIT,
         )
-        for name, pin in PINS.items()
+        for name, pin in (recorded | PINS).items()
         if (found := file_digest(folder / name)) != pin
     )
+    return changed or (() if record else (_by_hand(folder),))
 
 
 def status(root: DataRoot) -> str:
@@ -116,6 +125,14 @@ def _to_be_fetched(folder: Path) -> Problem:
     )
 
 
+def _by_hand(folder: Path) -> Problem:
+    return Problem(
+        what=f"the eval bundle in {folder} was unpacked by hand: scored, never official",
+        fix="For the official one, move the folder away and run: n prep eval",
+        exit_code=WARNING,
+    )
+
+
 def _custom(folder: Path, record: BundleRecord) -> Problem:
     return Problem(
         what=f"the eval bundle in {folder} is {record.status}: scored, never official",
@@ -142,6 +159,7 @@ def install(
             if folder.exists() and not (missing_files(folder) or _damaged(folder)):
                 return read_record(folder)
             _check_only_ours(folder)
+            _check_space(folder, OFFICIAL_BYTES)
             fetched = folder.with_name(f"{OFFICIAL}.zip")
             was_there = yield from _fetch(url, fetched)
             record = yield from _replace(folder, fetched, source=url)
@@ -211,6 +229,7 @@ def _replace(
     _check_only_ours(folder)
     temporary, old = folder.with_name(f".{folder.name}.new"), _old(folder)
     _remove(temporary)
+    _check_space(folder, unpacked_bytes(archive))
     try:
         yield from unpack(archive, temporary, label=f"{OFFICIAL}/unpack")
         inner = _bundle_inside(temporary, archive)
@@ -226,6 +245,17 @@ def _replace(
     finally:
         _remove(temporary)
     return record
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """MachineError unless the disk of `folder` has `needed` bytes free and some to spare."""
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed + SPARE_BYTES:
+        raise MachineError(
+            f"no room for the eval bundle in {folder.parent}: got {text.bytes_(free)} free,"
+            f" expected {text.bytes_(needed + SPARE_BYTES)}",
+            "Free space there, or name a folder on another disk with DATA_DIR.",
+        )
 
 
 def _bundle_inside(folder: Path, archive: Path) -> Path:

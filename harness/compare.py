@@ -1,20 +1,32 @@
 """Two scored models, item by item: who answered what rightly, and what luck alone would explain."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
+from harness import runs
 from harness.errors import RunError, UsageError
+from nmoe.paths import RunFolder
+
+ITEMS_SUFFIX = ".items.jsonl"
+NUM_RESAMPLES = 10_000
+_SAME_BUNDLE = "Score both on the same bundle with the same cap and tasks: n eval core"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """What must agree between two scorings of an item, and whether it was answered rightly."""
+    """What must agree between two scorings of an item, and whether it was answered rightly.
+
+    `prompt` is the hash of the rendered texts; None in files that do not tell it.
+    """
 
     gold: int | None
     num_options: int
+    prompt: str | None
     is_correct: bool
 
 
@@ -32,13 +44,28 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CoreDifference:
+    """CORE of both and B - A with its 95 % interval: the items of each task drawn again, paired."""
+
+    a: float
+    b: float
+    difference: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two item files, task by task and in total over all items."""
+    """Two item files, task by task, in total over all items, and by CORE.
+
+    `core` is None where nothing tells the baselines of the tasks; `notes` are for reading.
+    """
 
     a: str
     b: str
     tasks: tuple[Pair, ...]
     total: Pair
+    core: CoreDifference | None
+    notes: tuple[str, ...]
 
 
 Suite = dict[str, dict[int, Item]]
@@ -55,11 +82,27 @@ def compare(a: Path, b: Path) -> Comparison:
         task: [(items[index], suite_b[task][index]) for index in items]
         for task, items in suite_a.items()
     }
+    tasks = tuple(_pair(task, pairs) for task, pairs in by_task.items())
+    baselines = _agreed(read_baselines(a), read_baselines(b))
+    unknown = [task.task for task in tasks if task.task not in baselines]
+    notes = [
+        f"{path} has no prompt hashes, so that its prompts were the same is not checked."
+        " Score it again: n eval core"
+        for path, suite in ((a, suite_a), (b, suite_b))
+        if any(item.prompt is None for items in suite.values() for item in items.values())
+    ]
+    if unknown:
+        notes.append(
+            f"no difference of CORE: the baselines of {_names(unknown)} are not known."
+            " Compare runs, or files of n eval core --out"
+        )
     return Comparison(
         a=str(a),
         b=str(b),
-        tasks=tuple(_pair(task, pairs) for task, pairs in by_task.items()),
+        tasks=tasks,
         total=_pair("total", [pair for pairs in by_task.values() for pair in pairs]),
+        core=None if unknown else core_difference(tasks, baselines),
+        notes=tuple(notes),
     )
 
 
@@ -85,6 +128,16 @@ def read_items(path: Path) -> Suite:
     return suite
 
 
+def read_baselines(items: Path) -> dict[str, float]:
+    """What guessing scores by task: told by the run of an item file, or the report beside it."""
+    folder = RunFolder(root=items.absolute().parent)
+    if items.absolute() == folder.core_items and folder.plan.is_file():
+        told = {task.name: task.baseline for task in runs.load(folder).core_tasks}
+    else:
+        told = _reported(items.with_name(items.name.removesuffix(ITEMS_SUFFIX) + ".json"))
+    return {task: value for task, value in told.items() if value is not None and value < 1}
+
+
 def mcnemar(only_a: int, only_b: int) -> float:
     """Two-sided p of a split at least this uneven when each side is as likely: exact binomial."""
     n, fewer = only_a + only_b, min(only_a, only_b)
@@ -95,11 +148,58 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * tail / (1 << n))
 
 
+def core_difference(tasks: Sequence[Pair], baselines: Mapping[str, float]) -> CoreDifference:
+    """CORE of both models over `tasks`, and a bootstrap interval of B - A; the same every time.
+
+    Drawing the n pairs of a task with replacement is one draw from a multinomial over: only A has
+    it right, only B, both or neither.
+    """
+    rng = np.random.default_rng(0)
+    differences = np.zeros(NUM_RESAMPLES)
+    core_a = core_b = 0.0
+    for task in tasks:
+        baseline = baselines[task.task]
+        scale = 1 / (1 - baseline) / len(tasks)
+        core_a += (task.acc_a - baseline) * scale
+        core_b += (task.acc_b - baseline) * scale
+        others = task.n - task.only_a - task.only_b
+        shares = np.array((task.only_a, task.only_b, others)) / task.n
+        drawn = rng.multinomial(task.n, shares, size=NUM_RESAMPLES)
+        differences += (drawn[:, 1] - drawn[:, 0]) / task.n * scale
+    low, high = np.quantile(differences, (0.025, 0.975))
+    return CoreDifference(
+        a=core_a, b=core_b, difference=core_b - core_a, ci95=(float(low), float(high))
+    )
+
+
+def _reported(report: Path) -> dict[str, float | None]:
+    """The baselines in a report of `n eval core --out`; empty when there is none."""
+    try:
+        raw: Any = json.loads(report.read_text(encoding="utf-8"))
+        return {str(task["label"]): float(task["baseline"]) for task in raw["tasks"]}
+    except (OSError, ValueError, TypeError, LookupError):
+        return {}
+
+
+def _agreed(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    for task in a.keys() & b.keys():
+        if a[task] != b[task]:
+            raise UsageError(
+                f"the baselines of {task!r} differ: got {a[task]} and {b[task]}", _SAME_BUNDLE
+            )
+    return a | b
+
+
 def _parse(line: str, *, where: str) -> tuple[str, int, Item]:
     try:
         raw: Any = json.loads(line)
         gold, losses = raw["gold"], cast(Sequence[Any], raw["losses"])
-        item = Item(gold=gold, num_options=len(losses), is_correct=raw["correct"] is True)
+        item = Item(
+            gold=gold,
+            num_options=len(losses),
+            prompt=raw.get("prompt"),
+            is_correct=raw["correct"] is True,
+        )
         return str(raw["task"]), int(raw["index"]), item
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f"{where} is not a scored item: {error!r}", "Score the run again.") from None
@@ -107,29 +207,35 @@ def _parse(line: str, *, where: str) -> tuple[str, int, Item]:
 
 def _check(a: Suite, b: Suite) -> None:
     """UsageError unless both hold the same items: a paired comparison means nothing otherwise."""
-    fix = "Score both on the same bundle with the same cap and tasks: n eval core"
     if a.keys() != b.keys():
         raise UsageError(
             f"the tasks differ: only in the first {_names(a.keys() - b.keys())},"
             f" only in the second {_names(b.keys() - a.keys())}",
-            fix,
+            _SAME_BUNDLE,
         )
     for task, items in a.items():
         if items.keys() != b[task].keys():
             raise UsageError(
                 f"the items of {task!r} differ: got {len(items)} and {len(b[task])},"
                 " expected the same ones",
-                fix,
+                _SAME_BUNDLE,
             )
         for index, item in items.items():
-            other = b[task][index]
-            if (item.gold, item.num_options) != (other.gold, other.num_options):
-                raise UsageError(
-                    f"item {index} of {task!r} is another question:"
-                    f" got answer {item.gold} of {item.num_options}"
-                    f" and {other.gold} of {other.num_options}",
-                    fix,
-                )
+            _check_item(f"item {index} of {task!r}", item, b[task][index])
+
+
+def _check_item(name: str, a: Item, b: Item) -> None:
+    if (a.gold, a.num_options) != (b.gold, b.num_options):
+        raise UsageError(
+            f"{name} is another question: got answer {a.gold} of {a.num_options}"
+            f" and {b.gold} of {b.num_options}",
+            _SAME_BUNDLE,
+        )
+    if None not in (a.prompt, b.prompt) and a.prompt != b.prompt:
+        raise UsageError(
+            f"{name} was asked in other words: got the prompts {a.prompt} and {b.prompt}",
+            _SAME_BUNDLE,
+        )
 
 
 def _names(labels: Iterable[str]) -> str:

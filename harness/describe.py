@@ -35,9 +35,24 @@ def _exit_line(event: ev.ExitEvent) -> str:
     return f"{event.status}{by}, exit code {event.rc}{where}{hint}"
 
 
-def _core_line(event: ev.CoreTaskEvent) -> str:
+def _core_line(event: ev.CoreEvent) -> str:
+    boolq = (
+        "" if event.without_boolq is None else f", {text.core(event.without_boolq)} without boolq"
+    )
     return (
-        f"CORE {event.index}/{event.count} {event.name} {text.percent(event.acc, decimals=1)}"
+        f"{_kind(event)} {text.core(event.score)}{text.interval(event.ci95)}"
+        f" over {event.tasks} tasks{boolq}"
+    )
+
+
+def _kind(event: ev.CoreEvent | ev.CoreTaskEvent) -> str:
+    return f"step {text.count(event.step)}: interim CORE" if event.is_interim else "CORE"
+
+
+def _core_task_line(event: ev.CoreTaskEvent) -> str:
+    return (
+        f"{_kind(event)} {event.index}/{event.count} {event.name}"
+        f" {text.percent(event.acc, decimals=1)}"
         f" of {text.count(event.items)} items, centered {text.core(event.centered)}"
     )
 
@@ -54,9 +69,15 @@ _LINES: dict[type[ev.Event], Callable[[Any], str]] = {
         f" {text.loss(event.bpb)} bits per byte"
     ),
     ev.CheckpointEvent: lambda event: f"saved {event.name} ({text.bytes_(event.bytes)})",
-    ev.EpochEvent: lambda event: f"step {text.count(event.step)}: epoch {event.epoch} begins",
-    ev.CoreTaskEvent: _core_line,
-    ev.CoreEvent: lambda event: f"CORE {text.core(event.score)} over {event.tasks} tasks",
+    ev.EpochEvent: lambda event: (
+        f"step {text.count(event.step)}: epoch {event.epoch}"
+        f"{event.source and f' of {event.source}'} begins"
+    ),
+    ev.StageEvent: lambda event: (
+        f"step {text.count(event.step)}: stage {event.index + 1}, {event.name}, begins"
+    ),
+    ev.CoreTaskEvent: _core_task_line,
+    ev.CoreEvent: _core_line,
     ev.StopRequestEvent: lambda event: f"stop asked by {event.by}: {event.action}",
     ev.StopAckEvent: lambda event: f"stopping after step {text.count(event.step)}: {event.reason}",
     ev.OutcomeEvent: lambda event: (

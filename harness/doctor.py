@@ -12,7 +12,7 @@ from harness import format as text
 from harness.errors import BoardError, HarnessError
 from harness.hardware import Detection
 from nmoe.config import ConfigError
-from nmoe.paths import DataRoot, code_version
+from nmoe.paths import DataRoot, code_version, existing
 
 Verdict = Literal["ok", "note", "problem"]
 
@@ -86,7 +86,7 @@ def _gpus(detection: Detection) -> list[Check]:
 
 
 def _root(root: DataRoot) -> list[Check]:
-    place = preflight.existing(root.path)
+    place = existing(root.path)
     value = f"{root.path} ({root.reason})"
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         fix = "Set DATA_DIR to a folder that this user can write."

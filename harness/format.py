@@ -5,7 +5,7 @@ tell) and never as 0; NaN and the infinities come out as nan, inf and -inf.
 """
 
 import math
-from datetime import UTC, datetime
+from collections.abc import Sequence
 
 NOT_YET = "–"
 NOT_AVAILABLE = "N/A"
@@ -28,15 +28,6 @@ def seconds(value: float | None, *, none: str = NOT_YET) -> str:
     if hours:
         return f"{sign}{hours}:{minute:02}:{second:02}"
     return f"{sign}{minute}:{second:02}"
-
-
-def signed_seconds(value: float | None, *, none: str = NOT_YET) -> str:
-    """A difference of durations as a clock that always has a sign: +0:12, -2:11."""
-    odd = _odd(value, none)
-    if odd is not None:
-        return odd
-    text = seconds(value, none=none)
-    return text if text.startswith("-") else f"+{text}"
 
 
 def exact_seconds(value: float | None, *, none: str = NOT_YET) -> str:
@@ -101,6 +92,11 @@ def core(value: float | None, *, none: str = NOT_YET) -> str:
     return fixed(value, decimals=4, none=none)
 
 
+def interval(value: Sequence[float] | None) -> str:
+    """The interval of a CORE score behind it: [0.0581, 0.0707]; nothing when it is unknown."""
+    return "" if value is None else f" [{', '.join(map(core, value))}]"
+
+
 def learning_rate(value: float | None, *, none: str = NOT_YET) -> str:
     """A learning rate in short scientific form: 1.8e-3."""
     odd = _odd(value, none)
@@ -147,17 +143,6 @@ def fixed(value: float | None, *, decimals: int = 0, unit: str = "", none: str =
         return odd or none
     text = _without_negative_zero(f"{value:.{decimals}f}")
     return f"{text} {unit}" if unit else text
-
-
-def moment(unix: float | None, *, none: str = NOT_YET) -> str:
-    """A point in time, in UTC to the minute: 2026-03-01 14:05 UTC; `none` beyond the calendar."""
-    odd = _odd(unix, none)
-    if odd is not None or unix is None:
-        return odd or none
-    try:
-        return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    except (OverflowError, OSError, ValueError):
-        return none
 
 
 def _odd(value: float | None, none: str) -> str | None:

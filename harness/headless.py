@@ -23,7 +23,16 @@ from harness.describe import describe
 from harness.errors import RunError
 from harness.run_state import RunState
 from harness.tables import safe
-from nmoe.events import Event, GpuEvent, PrepEvent, Record, ResultEvent, encode
+from nmoe.events import (
+    CoreTaskEvent,
+    Event,
+    GpuEvent,
+    PhaseEvent,
+    PrepEvent,
+    Record,
+    ResultEvent,
+    encode,
+)
 from nmoe.paths import RunFolder
 
 Output = Literal["all", "json", "quiet"]
@@ -117,6 +126,7 @@ class People:
         self._stream = stream
         self._is_silent = is_silent
         self._beat = time.monotonic()
+        self._pace = Pace()
         self._bars = None if is_silent or not stream.isatty() else Bars(stream)
 
     def __enter__(self) -> "People":
@@ -131,18 +141,19 @@ class People:
 
     def show(self, event: Event, state: RunState) -> None:
         """A line for a milestone, progress for the rest."""
+        self._pace.see(event)
         line = describe(event)
         if line is not None:
             self.say(line)
         if self._bars:
-            self._bars.show(event, state)
+            self._bars.show(event, state, self._pace.note)
 
     def update(self, state: RunState) -> None:
         """The heartbeat, when nothing moves on a screen."""
         now = time.monotonic()
         if self._bars is None and now - self._beat >= HEARTBEAT_S:
             self._beat = now
-            self.say(f"{state.phase or 'waiting'}: {numbers(state)}")
+            self.say(f"{state.phase or 'waiting'}: {self._pace.note or numbers(state)}")
 
     def say(self, line: str) -> None:
         """Print one line."""
@@ -159,6 +170,31 @@ class People:
             self._is_silent = True
 
 
+class Pace:
+    """How far the job in preparation is and how long it will take, from its own speed."""
+
+    def __init__(self) -> None:
+        self.note = ""
+        self._job: str = ""
+        self._since: tuple[float, int] = (0.0, 0)
+
+    def see(self, event: Event) -> None:
+        """Take note of progress, until the next phase."""
+        if isinstance(event, PhaseEvent):
+            self.note = ""
+        if not isinstance(event, PrepEvent):
+            return
+        now = time.monotonic()
+        if event.job != self._job:
+            self._job, self._since = event.job, (now, event.done)
+        began, first = self._since
+        amount = text.bytes_ if event.unit == "bytes" else text.count
+        self.note = f"{event.job} {amount(event.done)} of {amount(event.total)}"
+        if first < event.done < event.total:
+            left = (now - began) * (event.total - event.done) / (event.done - first)
+            self.note += f", {text.seconds(left)} left"
+
+
 class Bars:
     """One bar a phase: preparation by job, training by step, CORE by task."""
 
@@ -172,14 +208,14 @@ class Bars:
         )
         self._tasks: dict[str, TaskID] = {}
 
-    def show(self, event: Event, state: RunState) -> None:
-        """Move the bar that the event belongs to."""
+    def show(self, event: Event, state: RunState, pace: str) -> None:
+        """Move the bar that the event belongs to; `pace` is that of preparation."""
         if isinstance(event, PrepEvent):
-            note = f"{text.bytes_(event.total)}" if event.unit == "bytes" else event.unit
-            self._set(safe(event.job), event.done, event.total, note)
+            note = pace.removeprefix(f"{event.job} ")
+            self._set(safe(event.job), event.done, event.total, safe(note))
         elif event.kind in ("step", "val"):
             self._set("training", state.step, state.steps, numbers(state))
-        elif event.kind == "core_task" and state.core_tasks:
+        elif isinstance(event, CoreTaskEvent) and not event.is_interim and state.core_tasks:
             last = state.core_tasks[-1]
             self._set("CORE", len(state.core_tasks), last.count, safe(last.name))
 
@@ -217,7 +253,8 @@ def _conclude(folder: RunFolder, state: RunState, people: People) -> None:
         people.say(
             f"target {text.loss(result.target)} reached: {text.loss(result.loss)} after"
             f" {text.exact_seconds(result.train_s)} and {text.count(result.step)} steps,"
-            f" CORE {text.core(result.core)}{place}"
+            f" CORE {text.core(result.core)}"
+            f"{text.interval(state.core.ci95 if state.core else None)}{place}"
         )
         if result.reason:
             people.say(f"not on a board: {result.reason}")

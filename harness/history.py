@@ -22,7 +22,6 @@ WHERE run = $run AND tag = $tag
 GROUP BY step
 ORDER BY step
 """
-_TAGS = "SELECT DISTINCT tag FROM read_parquet($files) WHERE run = $run ORDER BY tag"
 # Every value passes through the hash: statistics of a part cannot answer for damaged pages.
 _READ_ALL = "SELECT sum(hash(run, tag, step, ts_ms, value)) FROM read_parquet($files)"
 
@@ -37,14 +36,6 @@ class Curve:
     problems: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tags:
-    """The tags a run has; `problems` name the parts that could not be read."""
-
-    names: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-
-
 def curve(root: DataRoot, run_id: str, tag: str) -> Curve:
     """The values of `tag` in a run, one a step; empty with a problem when there are no metrics."""
     rows, problems = _query(root, run_id, _CURVE, {"run": run_id, "tag": tag})
@@ -54,12 +45,6 @@ def curve(root: DataRoot, run_id: str, tag: str) -> Curve:
         values=tuple(row[2] for row in rows),
         problems=problems,
     )
-
-
-def tags(root: DataRoot, run_id: str) -> Tags:
-    """The tags a run has values for, in alphabetical order."""
-    rows, problems = _query(root, run_id, _TAGS, {"run": run_id})
-    return Tags(names=tuple(row[0] for row in rows), problems=problems)
 
 
 def _query(

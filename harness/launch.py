@@ -43,8 +43,11 @@ class Rank:
     log_start: int
 
 
-def start(plan: Plan, root: DataRoot) -> RunFolder:
-    """Make the run folder and start its supervisor, which outlives this process and terminal."""
+def start(plan: Plan, root: DataRoot, *, mirror: str | None = None) -> RunFolder:
+    """Make the run folder and start its supervisor, which outlives this process and terminal.
+
+    `mirror` is the base URL from which the supervisor fetches what the plan needs.
+    """
     folder = root.run(plan.run_id)
     try:
         folder.root.mkdir(parents=True)
@@ -55,11 +58,11 @@ def start(plan: Plan, root: DataRoot) -> RunFolder:
     except OSError as error:
         shutil.rmtree(folder.root, ignore_errors=True)
         raise _cannot_write(folder.root, error) from None
-    _spawn_supervisor(folder)
+    _spawn_supervisor(folder, mirror)
     return folder
 
 
-def resume(folder: RunFolder) -> None:
+def resume(folder: RunFolder, *, mirror: str | None = None) -> None:
     """Start the next attempt of a run that is not alive, from its newest whole checkpoint."""
     state = runs.load(folder)
     if state.plan is None:
@@ -68,7 +71,7 @@ def resume(folder: RunFolder) -> None:
         raise RunError(
             f"run {folder.run_id} is over ({state.exit.status}): nothing to resume", "Run: n runs"
         )
-    _spawn_supervisor(folder)
+    _spawn_supervisor(folder, mirror)
 
 
 def request_stop(folder: RunFolder, by: str) -> None:
@@ -175,15 +178,18 @@ def send(processes: Sequence[Process], number: signal.Signals) -> None:
             process.send_signal(number)
 
 
-def _spawn_supervisor(folder: RunFolder) -> None:
+def _spawn_supervisor(folder: RunFolder, mirror: str | None) -> None:
     """Hand the run's lock to a supervisor; requests to stop from before it are void."""
+    command = [*SUPERVISOR, "--run", str(folder.root)]
+    if mirror is not None:
+        command += ["--mirror", mirror]
     lock_fd = take_run_lock(folder)
     try:
         folder.stop_request.unlink(missing_ok=True)
         folder.logs.mkdir(exist_ok=True)
         with folder.log("supervisor").open("ab") as log:
             process = subprocess.Popen(
-                [*SUPERVISOR, "--run", str(folder.root), "--lock-fd", str(lock_fd)],
+                [*command, "--lock-fd", str(lock_fd)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

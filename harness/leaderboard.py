@@ -25,6 +25,10 @@ from nmoe.paths import BOARD_NAME, REPO_ROOT, DataRoot, RunFolder, write_atomic
 FORMAT = 1
 PUBLISHED_MARK = "published, not verified here"
 REPO_BOARD = REPO_ROOT / BOARD_NAME
+# Fields of a result that entries may lack; absent, they do not count for the id of an entry.
+_ADDED_FIELDS = (
+    *("core_low", "core_high", "core_without_boolq", "core_cropped", "core_empty_regions"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +146,9 @@ def compute_id(entry: Entry) -> str:
     """sha256 of the entry's canonical JSON without its id."""
     content = asdict(entry)
     del content["entry_id"]
+    for name in _ADDED_FIELDS:
+        if content["result"][name] is None:
+            del content["result"][name]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

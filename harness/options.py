@@ -28,6 +28,10 @@ DataFolder = Annotated[
     Path | None,
     typer.Option("--data", metavar="DIR", help="Folder with train and val (ranked apart)."),
 ]
+Mirror = Annotated[
+    str | None,
+    typer.Option("--mirror", metavar="URL", help="Where missing data is fetched from instead."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value; repeatable."),

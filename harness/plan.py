@@ -27,6 +27,8 @@ from nmoe.config import (
     with_train,
 )
 from nmoe.data.manifest import DataError, digest, read_manifest
+from nmoe.data.mixture import make_flow
+from nmoe.flow import Flow
 from nmoe.paths import (
     CONSTRAINTS,
     REPO_ROOT,
@@ -103,7 +105,7 @@ def resolve(
     _check_split(choice, config, world)
     final, reason = _dtype(choice, config, hardware, dtype)
     config = fit_micro_batch(with_train(config, dtype=final), world)
-    code = code_version()
+    code, flow = code_version(), make_flow(config, root)
     return Plan(
         **{item.name: getattr(config, item.name) for item in fields(Config)},
         run_id=new_run_id(re.sub(r"[^A-Za-z0-9._]+", "-", config.preset).strip("-._") or "run"),
@@ -117,11 +119,12 @@ def resolve(
         digests=Digests(
             config=config_digest(config),
             constraints=file_digest(CONSTRAINTS) if CONSTRAINTS.exists() else None,
-            data=_data_digest(root.dataset(config.data.data_path)),
+            data=_data_digest(root.dataset(config.data.data_path), flow),
             bundle=_bundle_digest(root.bundle(config.data.bundle)),
             commit=code.commit,
             is_dirty=code.is_dirty,
         ),
+        flow=flow,
         versions=_versions(),
     )
 
@@ -166,6 +169,9 @@ def _configure(
     if data is not None:
         named = replace(config.data, data_path=str(data.expanduser().absolute()), task=CUSTOM_TASK)
         config = replace(config, data=named)
+    if config.data.flow_mode != "none" and choice.path.parent == PRESETS:
+        # Not the data of the preset's task.
+        config = replace(config, data=replace(config.data, task=CUSTOM_TASK))
     return config
 
 
@@ -239,10 +245,11 @@ def _announce(choice: _Choice, hardware: Hardware, world: int) -> str:
     return f"{choice.path.stem} on {where}: {choice.reason}"
 
 
-def _data_digest(folder: Path) -> str | None:
-    """Digest over both splits, or None while either is not prepared."""
+def _data_digest(folder: Path, flow: Flow | None) -> str | None:
+    """Digest over both splits, or None while either is not prepared; a flow is a train split."""
     try:
-        splits = [digest(read_manifest(folder / split)) for split in ("train", "val")]
+        train = flow.digest if flow else digest(read_manifest(folder / "train"))
+        splits = [train, digest(read_manifest(folder / "val"))]
     except DataError:
         return None
     return hashlib.sha256("".join(splits).encode()).hexdigest()

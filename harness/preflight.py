@@ -10,7 +10,7 @@ from harness.errors import BoardError, Problem
 from harness.hardware import Detection
 from nmoe.config import Plan
 from nmoe.flops import count_parameters, num_moe_layers, padded_vocab
-from nmoe.paths import DataRoot
+from nmoe.paths import DataRoot, existing
 
 BUILT_DTYPES = ("fp32", "bf16")
 BUILT_ATTENTION = ("sdpa",)
@@ -23,7 +23,7 @@ BYTES_PER_PARAMETER = 16
 SPARE_BYTES = 256 << 20
 # A rank with torch loaded and a small model, measured at 0.4 to 0.6 GiB.
 RANK_BYTES = 640 << 20
-# Vocabulary of each tokenizer with its end-of-text token.
+# Vocabulary with its end-of-text token, for data that is not there yet.
 VOCAB_SIZE = {"byte": 257, "gpt2": 50257}
 SHM = Path("/dev/shm")
 # Peer buffers hold rows there and back, forward and backward.
@@ -87,11 +87,6 @@ def _root_problems(plan: Plan, root: DataRoot) -> list[Problem]:
         )
         return [Problem(what=what, fix="Free space there, or set DATA_DIR to another disk.")]
     return []
-
-
-def existing(path: Path) -> Path:
-    """The path itself or its nearest parent that exists."""
-    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _board_problems(root: DataRoot) -> list[Problem]:

@@ -83,6 +83,9 @@ class RunState:
     checkpoint: ev.CheckpointEvent | None = None
     core_tasks: tuple[ev.CoreTaskEvent, ...] = ()
     core: ev.CoreEvent | None = None
+    # The newest evaluation during training, as far as it got.
+    interim_tasks: tuple[ev.CoreTaskEvent, ...] = ()
+    interim_core: ev.CoreEvent | None = None
     gpus: tuple[ev.GpuEvent, ...] = ()
     alerts: tuple[ev.AlertEvent, ...] = ()
     lines: tuple[tuple[float, str], ...] = ()
@@ -235,7 +238,13 @@ def _resume(state: RunState, step: int) -> dict[str, Any]:
         "val": val_events[-1] if val_events else None,
         "best_val": _best(val_events),
         "checkpoint": checkpoint if checkpoint and checkpoint.step <= step else None,
+        "interim_tasks": tuple(task for task in state.interim_tasks if _is_until(task, step)),
+        "interim_core": state.interim_core if _is_until(state.interim_core, step) else None,
     }
+
+
+def _is_until(event: ev.CoreTaskEvent | ev.CoreEvent | None, step: int) -> bool:
+    return event is not None and (event.step or 0) <= step
 
 
 def _fold_prep(state: RunState, event: ev.PrepEvent, _: int) -> dict[str, Any]:
@@ -283,8 +292,26 @@ def _tokens_at(state: RunState, step: int) -> int:
 
 
 def _fold_core_task(state: RunState, event: ev.CoreTaskEvent, _: int) -> dict[str, Any]:
-    tasks = {task.name: task for task in state.core_tasks} | {event.name: event}
-    return {"core_tasks": tuple(sorted(tasks.values(), key=lambda task: task.index))}
+    if not event.is_interim:
+        return {"core_tasks": _with_task(state.core_tasks, event)}
+    own = tuple(task for task in state.interim_tasks if task.step == event.step)
+    core = state.interim_core
+    is_same = core is not None and core.step == event.step
+    return {
+        "interim_tasks": _with_task(own, event),
+        "interim_core": core if is_same else None,
+    }
+
+
+def _with_task(
+    tasks: tuple[ev.CoreTaskEvent, ...], event: ev.CoreTaskEvent
+) -> tuple[ev.CoreTaskEvent, ...]:
+    by_name = {task.name: task for task in tasks} | {event.name: event}
+    return tuple(sorted(by_name.values(), key=lambda task: task.index))
+
+
+def _fold_core(state: RunState, event: ev.CoreEvent, _: int) -> dict[str, Any]:
+    return {"interim_core" if event.is_interim else "core": event}
 
 
 def _fold_gpu(state: RunState, event: ev.GpuEvent, _: int) -> dict[str, Any]:
@@ -326,7 +353,7 @@ _FOLDS: dict[type[ev.Event], Callable[[RunState, Any, int], dict[str, Any]]] = {
     ev.RouterEvent: _keep("router"),
     ev.CheckpointEvent: _keep("checkpoint"),
     ev.CoreTaskEvent: _fold_core_task,
-    ev.CoreEvent: _keep("core"),
+    ev.CoreEvent: _fold_core,
     ev.AlertEvent: _fold_alert,
     ev.StopRequestEvent: _fold_stop,
     ev.StopAckEvent: _fold_stop,

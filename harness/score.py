@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from harness import runs
 from harness.errors import RunError
@@ -34,7 +34,9 @@ class Result:
     """What a run achieved and everything it depends on; None is not told by the run's files.
 
     `loss`, `step`, `tokens` and `train_s` belong to the validation that ended the race when the
-    target was reached, else to the last thing the run logged. Times are seconds.
+    target was reached, else to the last thing the run logged. Times are seconds. `core_low` and
+    `core_high` bound CORE (95 %, items drawn again); `core_without_boolq` is ours and no part of
+    it; then the items with an option that was cut to the context, or had nothing to score.
     """
 
     run_id: str
@@ -72,6 +74,11 @@ class Result:
     versions: dict[str, str]
     created: str
     finished: str
+    core_low: float | None = None
+    core_high: float | None = None
+    core_without_boolq: float | None = None
+    core_cropped: int | None = None
+    core_empty_regions: int | None = None
 
     def __post_init__(self) -> None:
         _check_tasks(self.core_tasks)
@@ -147,15 +154,15 @@ def compute(folder: RunFolder, root: DataRoot) -> Score:
     train, val = _manifest(dataset / "train"), _manifest(dataset / "val")
     result = _result(plan, state, train=train, val=val, finished=finished)
     doubts = [] if state.outcome is None else list(_contradictions(plan, state, state.outcome))
-    if train is None or val is None:
+    if (train is None and plan.flow is None) or val is None:
         doubts.append(f"the data of the run cannot be identified: no whole dataset in {dataset}")
     if plan.hardware.is_fake:
         doubts.append("the plan was made for hardware that is not there")
     if not _machine(plan):
         doubts.append("the machine is not known by name, so nothing can be compared with it")
     bundle = read_record(root.bundle(plan.data.bundle))
-    is_custom = bundle is not None and not bundle.is_official
-    is_official = not is_custom and _is_official(plan, result, state.val)
+    has_official_bundle = bundle is not None and bundle.is_official
+    is_official = has_official_bundle and _is_official(plan, result, state.val)
     return Score(
         result=result,
         cohort=_cohort(plan, result, is_official=is_official),
@@ -196,12 +203,7 @@ def _result(
         peak_memory_bytes=outcome.peak_memory_bytes if outcome else None,
         params_total=outcome.params_total if outcome else None,
         params_active=outcome.params_active if outcome else None,
-        core=_finite(state.core.score if state.core else None),
-        core_tasks={
-            task.name: {"items": task.items, "acc": task.acc, "centered": task.centered}
-            for task in state.core_tasks
-        },
-        core_bundle=state.core.bundle if state.core else None,
+        **_core_values(state),
         seed=plan.train.seed,
         dtype=plan.dtype,
         dtype_reason=plan.dtype_reason,
@@ -210,13 +212,32 @@ def _result(
         attempts=state.attempt + 1,
         hardware=plan.hardware,
         digests=plan.digests,
-        data_source=f"{train.source}@{train.revision}" if train else None,
-        train_data=digest(train) if train else None,
+        data_source=_data_source(plan, train),
+        train_data=plan.flow.digest if plan.flow else digest(train) if train else None,
         val_data=digest(val) if val else None,
         versions=plan.versions,
         created=plan.created,
         finished=datetime.fromtimestamp(finished, UTC).isoformat(timespec="seconds"),
     )
+
+
+def _core_values(state: runs.RunState) -> dict[str, Any]:
+    """The fields of a result that tell of CORE."""
+    core = state.core
+    low, high = core.ci95 if core and core.ci95 else (None, None)
+    return {
+        "core": _finite(core.score if core else None),
+        "core_low": _finite(low),
+        "core_high": _finite(high),
+        "core_without_boolq": _finite(core.without_boolq if core else None),
+        "core_cropped": core.cropped if core else None,
+        "core_empty_regions": core.empty_regions if core else None,
+        "core_tasks": {
+            task.name: {"items": task.items, "acc": task.acc, "centered": task.centered}
+            for task in state.core_tasks
+        },
+        "core_bundle": core.bundle if core else None,
+    }
 
 
 def _check_tasks(tasks: Mapping[str, object]) -> None:
@@ -334,6 +355,12 @@ def _read(folder: RunFolder) -> tuple[runs.RunState, float]:
         outcomes += [record for record in records if isinstance(record.event, OutcomeEvent)]
     state = reader.state
     return state, outcomes[-1].time if state.outcome else state.updated
+
+
+def _data_source(plan: Plan, train: Manifest | None) -> str | None:
+    if plan.flow is not None:
+        return f"flow {plan.flow.profile}: {', '.join(each.name for each in plan.flow.sources)}"
+    return f"{train.source}@{train.revision}" if train else None
 
 
 def _manifest(folder: Path) -> Manifest | None:

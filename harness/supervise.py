@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,9 +40,17 @@ class PrepFailed(Exception):
         self.exit = ended
 
 
-def prep_commands(plan: Plan, root: DataRoot) -> Sequence[Sequence[str]]:
-    """The commands that make what the plan needs and is not there: data, then eval bundle."""
-    return [*dataset.prep_commands(plan, root), *bundle.prep_commands(plan, root)]
+def prep_commands(
+    plan: Plan, root: DataRoot, *, mirror: str | None = None
+) -> Sequence[Sequence[str]]:
+    """The commands that make what the plan needs and is not there: eval bundle, then data.
+
+    The bundle is small: what keeps it away is found before hours of preparation.
+    """
+    return [
+        *bundle.prep_commands(plan, root, mirror=mirror),
+        *dataset.prep_commands(plan, root, mirror=mirror),
+    ]
 
 
 def supervise(
@@ -228,9 +237,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.supervise", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="the run folder")
     parser.add_argument("--lock-fd", type=int, help="the run's lock, already held")
+    parser.add_argument("--mirror", help="base URL from which missing data is fetched")
     args = parser.parse_args(argv)
     try:
-        return supervise(RunFolder(root=args.run.absolute()), lock_fd=args.lock_fd)
+        return supervise(
+            RunFolder(root=args.run.absolute()),
+            lock_fd=args.lock_fd,
+            prep=partial(prep_commands, mirror=args.mirror),
+        )
     except HarnessError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

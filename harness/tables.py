@@ -108,7 +108,7 @@ def check_lines(checks: Sequence[Check]) -> list[str]:
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:
-    """Two scored models by task: accuracies, the items only one has right, McNemar's p."""
+    """Two scored models by task: accuracies, the items only one has right, McNemar's p; CORE."""
     head = ("TASK", "N", "ACC A", "ACC B", "ONLY A", "ONLY B", "P")
     body = [
         (
@@ -122,7 +122,14 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         )
         for row in (*comparison.tasks, comparison.total)
     ]
-    return [f"A {safe(comparison.a)}", f"B {safe(comparison.b)}", *columns([head, *body])]
+    lines = [f"A {safe(comparison.a)}", f"B {safe(comparison.b)}", *columns([head, *body])]
+    core = comparison.core
+    if core is not None:
+        lines.append(
+            f"CORE A {text.core(core.a)}, B {text.core(core.b)},"
+            f" B - A {text.core(core.difference)}{text.interval(core.ci95)}"
+        )
+    return lines + [f"note: {safe(note)}" for note in comparison.notes]
 
 
 def plan_lines(plan: Plan, root: DataRoot) -> list[str]:
@@ -142,9 +149,25 @@ def plan_lines(plan: Plan, root: DataRoot) -> list[str]:
                 f" x {plan.accumulation} micro-batches)",
             ),
             ("seed", plan.train.seed),
+            *_stage_rows(plan),
             ("data root", f"{root.path}: {root.reason}"),
         )
     )
+
+
+def _stage_rows(plan: Plan) -> Iterable[tuple[str, str]]:
+    """Each stage's tokens, and of each source its share and how often it is read on average."""
+    if plan.flow is None:
+        return
+    for stage in plan.flow.stages:
+        shares = [
+            f"{source.name} {text.percent(quota / stage.num_windows, decimals=1)}"
+            f" ({text.fixed(quota / source.windows, decimals=2)} epochs)"
+            for source, quota in zip(plan.flow.sources, stage.quotas, strict=True)
+            if quota
+        ]
+        tokens = text.tokens(stage.num_windows * plan.train.seq_len)
+        yield f"stage {stage.name}", f"{tokens} tokens: {', '.join(shares)}"
 
 
 def problem_line(problem: Problem) -> str:

@@ -15,8 +15,8 @@ from nmoe import checkpoint, dist
 from nmoe.checkpoint import Progress, Saved
 from nmoe.config import ConfigError, Plan, config_digest
 from nmoe.control import Control
-from nmoe.data.loader import Cursor, Loader, validation_windows
-from nmoe.data.manifest import digest, verify_sizes
+from nmoe.data.loader import Cursor, FlowData, Loader, validation_windows
+from nmoe.data.manifest import DataError, digest, verify_sizes
 from nmoe.data.tokenizer import Tokenizer, open_tokenizer
 from nmoe.events import CompileEvent, PhaseEvent, RankEvent
 from nmoe.flops import (
@@ -91,7 +91,7 @@ def build(
     clock = Clock(sync=torch.cuda.synchronize) if device.type == "cuda" else Clock()
     tokenizer = open_tokenizer(plan.data.tokenizer)
     data = root.dataset(plan.data.data_path)
-    digests = [digest(verify_sizes(data / split)) for split in ("train", "val")]
+    digests = [_train_digest(plan, root), digest(verify_sizes(data / "val"))]
     transport = make_transport(plan, world, device)
     model = make_model(plan, transport, vocab_size=tokenizer.vocab_size, device=device)
     init_weights(model, seed=plan.train.seed)
@@ -106,7 +106,7 @@ def build(
         transport=transport,
         model=model,
         optimizer=Optimizer(plan.optim, parameter_groups(model)),
-        loader=_open_loader(plan, data, world, Cursor()),
+        loader=_open_loader(plan, root, world, Cursor()),
         windows_WS=validation_windows(
             data / "val", seq_len=plan.train.seq_len, max_windows=plan.validation.windows
         ),
@@ -224,9 +224,8 @@ def restore(run: Run, saved: Saved) -> None:
     run.optimizer.load_state(local["optimizer"], is_expert=True)
     torch.set_rng_state(local["rng"])
     epoch, index = local["cursor"]
-    data = run.root.dataset(run.plan.data.data_path)
     run.loader.close()
-    run.loader = _open_loader(run.plan, data, run.world, Cursor(epoch=epoch, index=index))
+    run.loader = _open_loader(run.plan, run.root, run.world, Cursor(epoch=epoch, index=index))
 
 
 def close(run: Run) -> None:
@@ -254,9 +253,28 @@ def _dtype(plan: Plan) -> torch.dtype:
     return DTYPES[plan.dtype]
 
 
-def _open_loader(plan: Plan, data: Any, world: dist.World, cursor: Cursor) -> Loader:
+def _train_digest(plan: Plan, root: DataRoot) -> str:
+    """Digest of the training data; DataError when a source is not the one of the plan's flow."""
+    if plan.flow is None:
+        return digest(verify_sizes(root.dataset(plan.data.data_path) / "train"))
+    for source in plan.flow.sources:
+        folder = root.below(source.path)
+        found = digest(verify_sizes(folder))
+        if found != source.digest:
+            raise DataError(
+                f"source {source.name} has changed since the plan was made: got {found[:12]}… in"
+                f" {folder}, expected {source.digest[:12]}…. Start a new run."
+            )
+    return plan.flow.digest
+
+
+def _open_loader(plan: Plan, root: DataRoot, world: dist.World, cursor: Cursor) -> Loader:
+    data = root.dataset(plan.data.data_path) / "train"
+    if plan.flow is not None:
+        folders = tuple(root.below(source.path) for source in plan.flow.sources)
+        data = FlowData(flow=plan.flow, folders=folders)
     return Loader(
-        data / "train",
+        data,
         seq_len=plan.train.seq_len,
         batch_size=plan.train.batch_size,
         seed=plan.train.seed,

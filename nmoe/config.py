@@ -8,11 +8,15 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from nmoe.schema import ConfigError, build
+from nmoe.flow import Flow
+from nmoe.schema import ConfigError, apply_override, build
 
 Dtype = Literal["fp32", "bf16", "fp8", "nvfp4"]
 Impl = Literal["reference", "triton"]
 Device = Literal["cpu", "cuda"]
+# Files that [data] names, and all its paths.
+DATA_FILES = ("mixture_toml", "flow_profiles_toml")
+DATA_PATHS = ("data_path", *DATA_FILES)
 AttentionName = Literal["sdpa", "mla", "swa", "nsa", "dsa", "kda"]
 Activation = Literal["swiglu", "relu_squared", "squared_reglu"]
 
@@ -57,13 +61,18 @@ class Experts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """What is read: `data_path`, absolute or below the data root, holds `train` and `val`."""
+    """What is read: `data_path`, absolute or below the data root, holds `train` and `val`.
+
+    With a mixture it holds `val` and a folder a source. `flow_mode` is "none" (one dataset),
+    "mixture" (one stage) or a profile of `flow_profiles_toml`. Paths of files are relative to the
+    file that names them.
+    """
 
     task: str
     tokenizer: str
     data_path: str
     bundle: str
-    flow_mode: Literal["none", "mixture"] = "none"
+    flow_mode: str = "none"
     mixture_toml: str = ""
     flow_profiles_toml: str = ""
 
@@ -149,10 +158,15 @@ class Checkpoint(Every):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Eval:
-    """CORE after the target; `cap` items a task at the most, 0 for all."""
+class Eval(Every):
+    """CORE after the target on `cap` items a task at the most, 0 for all.
 
+    Also `every` so many steps while training goes on, off the clock, on `interim_cap` items a task.
+    """
+
+    every: int = 0
     cap: int = 0
+    interim_cap: int = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +238,7 @@ class Plan(Config):
     choice: str
     hardware: Hardware
     digests: Digests
+    flow: Flow | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -259,8 +274,10 @@ def read_config(path: Path, *, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path.name}: cannot be read as TOML: {error}") from None
     raw.setdefault("preset", path.stem)
+    _make_absolute(raw, path.parent)
     for override in overrides:
-        _apply_override(raw, override)
+        apply_override(raw, override)
+    _make_absolute(raw, Path())
     return build(Config, raw, where=path.name)
 
 
@@ -276,14 +293,20 @@ def read_plan(path: Path) -> Plan:
 
 
 def config_digest(config: Config) -> str:
-    """sha256 over the recipe: seed, steps, micro-batches, logging and paths are left out."""
+    """sha256 over the recipe: without seed, steps, micro-batches, logging, paths, interim CORE.
+
+    What a mixture's files say is in the digest of the flow.
+    """
     sections = {
         f.name: asdict(getattr(config, f.name)) for f in fields(Config) if f.name != "preset"
     }
     del sections["log"], sections["checkpoint"]
     for name in ("seed", "steps", "micro_batch"):
         del sections["train"][name]
-    del sections["data"]["data_path"]
+    for name in ("every", "interim_cap"):
+        del sections["eval"][name]
+    for name in DATA_PATHS:
+        del sections["data"][name]
     text = json.dumps(sections, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -301,7 +324,8 @@ def with_train(config: Config, **changes: Any) -> Config:
 
 def check(config: Config) -> None:
     """Refuse values that contradict each other; raises ConfigError."""
-    model, experts, train = config.model, config.experts, config.train
+    model, experts, train, data = config.model, config.experts, config.train, config.data
+    has_profile = data.flow_mode not in ("none", "mixture")
     rules = (
         (
             min(model.dim, model.num_layers, model.num_heads) > 0,
@@ -321,9 +345,23 @@ def check(config: Config) -> None:
         (train.batch_size > 0 and train.micro_batch > 0, "[train] batch sizes must be positive"),
         (train.seq_len > 0, "[train] seq_len must be positive"),
         (train.seed >= 0, "[train] seed must not be negative"),
+        (
+            bool(data.mixture_toml) == (data.flow_mode != "none"),
+            f'[data] mixture_toml: got "{data.mixture_toml}" with flow_mode = "{data.flow_mode}";'
+            ' flow_mode "none" reads no mixture, any other reads one',
+        ),
+        (
+            bool(data.flow_profiles_toml) or not has_profile,
+            f'[data] flow_mode: got "{data.flow_mode}", which is neither "none" nor "mixture";'
+            " flow_profiles_toml must name the file with that profile",
+        ),
         (config.log.every > 0, "[log] every must be positive"),
         (config.validation.windows > 0, "[validation] windows must be positive"),
         (config.checkpoint.keep > 0, "[checkpoint] keep must be positive"),
+        (
+            min(config.eval.every, config.eval.cap, config.eval.interim_cap) >= 0,
+            "[eval] every, cap and interim_cap must not be negative",
+        ),
         (config.target.target_loss > 0, "[target] target_loss must be positive"),
         (config.optim.eps > 0, "[optim] eps must be positive"),
         (config.schedule.warmup_steps >= 0, "[schedule] warmup_steps must not be negative"),
@@ -333,23 +371,9 @@ def check(config: Config) -> None:
             raise ConfigError(message)
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not separator or len(parts) != 2 or not all(parts):
-        raise ConfigError(f"--set: got {override!r}, expected section.key=value")
-    section = raw.setdefault(parts[0], {})
-    if not isinstance(section, dict):
-        raise ConfigError(f"--set: {parts[0]!r} is not a section")
-    section[parts[1]] = _parse_value(text.strip())
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        pass
-    try:
-        return float(text)  # TOML refuses forms such as 1E4 with a bare point: .5, 5.
-    except ValueError:
-        return text
+def _make_absolute(raw: dict[str, Any], folder: Path) -> None:
+    """Files that [data] names, which are relative to `folder`."""
+    data = raw.get("data")
+    for name in DATA_FILES:
+        if isinstance(data, dict) and isinstance(data.get(name), str) and data[name]:
+            data[name] = str((folder / data[name]).absolute())

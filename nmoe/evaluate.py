@@ -8,6 +8,7 @@ failed, 130 interrupted.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -25,12 +26,20 @@ from nmoe.checkpoint import CheckpointError, Saved
 from nmoe.config import ConfigError, Plan, read_plan
 from nmoe.data.manifest import DataError
 from nmoe.data.tokenizer import Tokenizer, open_tokenizer
-from nmoe.eval.core import CoreError, CoreResult, TaskScore, evaluate
+from nmoe.eval.core import CoreError, CoreResult, PromptCache, TaskScore, evaluate
 from nmoe.eval.tasks import BundleError, SelectionError
 from nmoe.model import Transformer
 from nmoe.paths import DataRoot, RunFolder, data_root, write_atomic
 
 ALONE = dist.World(rank=0, size=1)
+MAX_THREADS = 8
+
+# Text that tokenizers cut in different ways: case, digits, spaces, scripts, signs.
+_PROBE = (
+    "The 1,024 runners' times weren't 3.14159 s...\n\n\tdef f(x):\n        return x**2 != 0x7F\n"
+    "ÀÉÎÕÜ ßæø  Привет, мир! 你好，世界 こんにちは 안녕하세요 مرحبا नमस्ते 🙂👩‍👩‍👧 "
+    "antidisestablishmentarianism AAAAAAAA aaaa 00000000 <|endoftext|> \u2028\x85 end "
+)
 
 
 def score_core(
@@ -44,12 +53,23 @@ def score_core(
     cap: int | None,
     tasks: Sequence[str] | None = None,
     on_task: Callable[[int, int, TaskScore], None] | None = None,
+    warn: Callable[[str], None],
 ) -> CoreResult:
-    """CORE of a model on the plan's bundle and within its limits; raises CoreError on all ranks."""
+    """CORE of a model on the plan's bundle and within its limits; raises CoreError on all ranks.
+
+    `warn` hears why rendered prompts could not be kept or taken from the data root.
+    """
     model.eval()
+    cores = len(os.sched_getaffinity(0)) // world.size
+    cache = PromptCache(
+        folder=root.core_cache,
+        tokenizer=tokenizer_digest(tokenizer),
+        threads=max(1, min(cores, MAX_THREADS)),
+        warn=warn,
+    )
     return evaluate(
         root.bundle(plan.data.bundle),
-        tokenizer.encode,
+        tokenizer.encode_array,
         tokenizer.eos_id,
         model.logits_at,
         cap=cap,
@@ -60,8 +80,17 @@ def score_core(
         max_tokens=plan.train.seq_len,
         batch_tokens=max(plan.train.micro_batch, WIDEST_ITEM) * plan.train.seq_len,
         gather=dist.gather,
+        cache=cache,
         on_task=on_task,
     )
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """sha256 over the name, the length of every token in bytes, and what becomes of a text."""
+    digest = hashlib.sha256(f"{tokenizer.name}/{tokenizer.vocab_size}/{tokenizer.eos_id}".encode())
+    digest.update(tokenizer.byte_lengths().tobytes())
+    digest.update(repr(tokenizer.encode(_PROBE)).encode())
+    return digest.hexdigest()
 
 
 def load_model(plan: Plan, saved: Saved, *, vocab_size: int) -> Transformer:
@@ -129,7 +158,9 @@ def _score(args: argparse.Namespace) -> None:
     tokenizer = open_tokenizer(plan.data.tokenizer)
     model = load_model(plan, saved, vocab_size=tokenizer.vocab_size)
     stream = sys.stderr if args.json else sys.stdout
-    print(f"{plan.run_id}, {saved.path.name}, bundle {plan.data.bundle}", file=stream)
+    status = _bundle_status(data_root().bundle(plan.data.bundle))
+    kind = f", {status}" if status else ""
+    print(f"{plan.run_id}, {saved.path.name}, bundle {plan.data.bundle}{kind}", file=stream)
 
     def on_task(index: int, count: int, score: TaskScore) -> None:
         print(_task_line(index, count, score), file=stream, flush=True)
@@ -145,12 +176,14 @@ def _score(args: argparse.Namespace) -> None:
             cap=plan.eval.cap if args.cap is None else args.cap,
             tasks=args.tasks,
             on_task=on_task,
+            warn=_warn,
         )
     report = {
         "run_id": plan.run_id,
         "checkpoint": saved.path.name,
         "step": saved.manifest.progress.step,
         "bundle": plan.data.bundle,
+        "bundle_status": status,
         "records": str(records) if records else None,
         **asdict(result),
     }
@@ -158,6 +191,14 @@ def _score(args: argparse.Namespace) -> None:
         write_atomic(args.out, json.dumps(report, indent=1) + "\n")
     for line in [json.dumps(report)] if args.json else _total_lines(result, report):
         print(line)
+
+
+def _bundle_status(folder: Path) -> str | None:
+    """What the record of a bundle calls it: official, or custom and why; None without one."""
+    try:
+        return str(json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _records(args: argparse.Namespace, folder: RunFolder) -> Path | None:
@@ -203,17 +244,21 @@ def _total_lines(result: CoreResult, report: dict[str, Any]) -> list[str]:
     cap = f", at most {result.cap} items a task" if result.cap else ""
     lines = [
         f"CORE {result.core:.6f} [{low:.4f}, {high:.4f}]"
-        f"  {len(result.tasks)} tasks, {sum(task.n for task in result.tasks):,} items{cap}"
+        f"  {len(result.tasks)} tasks, {result.num_items:,} items{cap}"
         f", {result.core_version}"
     ]
     if result.core_without_boolq is not None:
         lines.append(f"without boolq {result.core_without_boolq:.6f} (ours, not part of CORE)")
     lines.append(
-        f"cropped items {sum(task.cropped for task in result.tasks):,}"
-        f" (context {result.max_tokens}), empty regions"
-        f" {sum(task.empty_regions for task in result.tasks):,}"
+        f"cropped items {result.cropped:,} (context {result.max_tokens}),"
+        f" empty regions {result.empty_regions:,}"
     )
+    lines.append(f"{result.seconds:.1f} s, of which prompts {result.prompt_seconds:.1f} s")
     return lines + ([f"items: {report['records']}"] if report["records"] else [])
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _fail(problem: object, *, code: int) -> int:

@@ -145,16 +145,31 @@ class CheckpointEvent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochEvent(Event):
-    """The loader wrapped around."""
+    """The dataset begins anew, or, in a flow, that of `source`."""
 
     kind: ClassVar[str] = "epoch"
     step: int
     epoch: int
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageEvent(Event):
+    """A stage of the plan's flow begins; `index` counts from 0."""
+
+    kind: ClassVar[str] = "stage"
+    step: int
+    name: str
+    index: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoreTaskEvent(Event):
-    """One CORE task is scored: `index` of `count` tasks, `items` scored."""
+    """One CORE task is scored: `index` of `count` tasks, `items` scored after `step`.
+
+    `ci95` is of `acc`; `cropped` and `empty_regions` count items with an option that was cut to
+    the context, or had nothing to score. An interim one was scored while training went on.
+    """
 
     kind: ClassVar[str] = "core_task"
     name: str
@@ -164,11 +179,20 @@ class CoreTaskEvent(Event):
     acc: float
     centered: float
     seconds: float
+    baseline: float | None = None
+    ci95: tuple[float, float] | None = None
+    cropped: int | None = None
+    empty_regions: int | None = None
+    step: int | None = None
+    is_interim: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoreEvent(Event):
-    """The CORE score of the checkpoint at the passing validation."""
+    """The CORE score of the passing validation's checkpoint, or an interim one of `step`.
+
+    `ci95` is a bootstrap interval over items; `without_boolq` is ours; `cap` None scores all items.
+    """
 
     kind: ClassVar[str] = "core"
     score: float
@@ -176,6 +200,14 @@ class CoreEvent(Event):
     items: int
     bundle: str
     seconds: float
+    ci95: tuple[float, float] | None = None
+    without_boolq: float | None = None
+    cropped: int | None = None
+    empty_regions: int | None = None
+    version: str = ""
+    cap: int | None = None
+    step: int | None = None
+    is_interim: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,25 +313,10 @@ class GpuEvent(Event):
 KINDS: dict[str, type[Event]] = {
     cls.kind: cls
     for cls in (
-        PhaseEvent,
-        PrepEvent,
-        LaunchEvent,
-        RankEvent,
-        CompileEvent,
-        StepEvent,
-        ValEvent,
-        RouterEvent,
-        CheckpointEvent,
-        EpochEvent,
-        CoreTaskEvent,
-        CoreEvent,
-        AlertEvent,
-        StopRequestEvent,
-        StopAckEvent,
-        OutcomeEvent,
-        ExitEvent,
-        ResultEvent,
-        GpuEvent,
+        *(PhaseEvent, PrepEvent, LaunchEvent, RankEvent, CompileEvent, StepEvent, ValEvent),
+        *(RouterEvent, CheckpointEvent, EpochEvent, StageEvent, CoreTaskEvent),
+        *(CoreEvent, AlertEvent, StopRequestEvent, StopAckEvent, OutcomeEvent),
+        *(ExitEvent, ResultEvent, GpuEvent),
     )
 }
 
@@ -316,19 +333,10 @@ class Record:
 
 def encode(record: Record) -> str:
     """One strict-JSON line without the newline."""
-    body: dict[str, Any] = {}
-    non_finite: list[str] = []
-    for field in fields(record.event):
-        value = getattr(record.event, field.name)
-        body[field.name] = _finite(value, field.name, non_finite)
-    line: dict[str, Any] = {
-        "v": VERSION,
-        "s": record.seq,
-        "t": round(record.time, 3),
-        "a": record.attempt,
-        "k": record.event.kind,
-        **body,
-    }
+    event, non_finite = record.event, list[str]()
+    body = {f.name: _finite(getattr(event, f.name), f.name, non_finite) for f in fields(event)}
+    head = {"v": VERSION, "s": record.seq, "t": round(record.time, 3), "a": record.attempt}
+    line: dict[str, Any] = {**head, "k": event.kind, **body}
     if non_finite:
         line["nf"] = sorted(set(non_finite))
     return json.dumps(line, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
@@ -344,12 +352,9 @@ def decode(line: str | bytes) -> Record | None:
     if event_type is None:
         return None
     try:
-        return Record(
-            seq=int(raw["s"]),
-            time=float(raw["t"]),
-            attempt=int(raw["a"]),
-            event=event_type(**_values(event_type, raw)),
-        )
+        event = event_type(**_values(event_type, raw))
+        head = {"seq": int(raw["s"]), "time": float(raw["t"]), "attempt": int(raw["a"])}
+        return Record(**head, event=event)
     except (KeyError, TypeError, ValueError) as error:
         raise EventError(f"broken {event_type.kind} event: {error}") from None
 

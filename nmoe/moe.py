@@ -81,8 +81,8 @@ class Experts(nn.Module):
 class _Experts(torch.autograd.Function):
     """Dispatch, experts, combine, and the same backward.
 
-    Kept for backward: what arrived (x in its slots, the rows), the pre-activations h and the
-    weights in the dtype of x. The gradients of the weights have the dtype of the weights.
+    Kept for backward: what arrived (x in its slots, the rows), pre-activations, gated activations
+    and the weights in the dtype of x. The gradients of the weights have the dtype of the weights.
     """
 
     @staticmethod
@@ -101,21 +101,19 @@ class _Experts(torch.autograd.Function):
         h_RG, a_RF = ops.up(arrived.x_SD, w13, arrived.rows, activation=activation, impl=impl)
         y_RD = ops.down(a_RF, w2, arrived.rows, impl=impl)
         ctx.layer, ctx.arrived, ctx.dtype = layer, arrived, w13_eDG.dtype
-        ctx.save_for_backward(h_RG, w13, w2)
+        ctx.save_for_backward(h_RG, a_RF, w13, w2)
         return layer.transport.combine(y_RD, arrived)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy_TD,) = grads
-        h_RG, w13, w2 = ctx.saved_tensors
+        h_RG, a_RF, w13, w2 = ctx.saved_tensors
         layer, arrived = ctx.layer, ctx.arrived
         rows, impl, activation = arrived.rows, layer.impl, layer.activation
         dy_SD = layer.transport.dispatch_grads(dy_TD.contiguous(), arrived)
-        dh_RG, gated_RF, dgate_BR = ops.down_grad(
-            dy_SD, w2, h_RG, rows, activation=activation, impl=impl
-        )
+        dh_RG, dgate_BR = ops.down_grad(dy_SD, w2, h_RG, rows, activation=activation, impl=impl)
         dw2, dw13 = (torch.empty_like(w, dtype=ctx.dtype) for w in (w2, w13))
-        ops.weight_grad(gated_RF, dy_SD, rows, dw2, gathered="right", impl=impl)
+        ops.weight_grad(a_RF, dy_SD, rows, dw2, gathered="right", impl=impl)
         ops.weight_grad(arrived.x_SD, dh_RG, rows, dw13, gathered="left", impl=impl)
         dx_RD = ops.up_grad(dh_RG, w13, rows, impl=impl)
         dx_TD, dgates_TK = layer.transport.combine_grads(dx_RD, dgate_BR, arrived)

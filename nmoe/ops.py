@@ -75,12 +75,12 @@ def sort_rows(
 def up(
     x_SD: Tensor, w13_eDG: Tensor, rows: Rows, *, activation: Activation, impl: Impl
 ) -> tuple[Tensor, Tensor]:
-    """(h_RG, a_RF): pre-activations x W13, kept for backward, and activations."""
+    """(h_RG, a_RF): pre-activations x W13 and gate * act(h), both kept for backward."""
     return _experts(impl).up(x_SD, w13_eDG, rows, activation=activation)
 
 
 def down(a_RF: Tensor, w2_eFD: Tensor, rows: Rows, *, impl: Impl) -> Tensor:
-    """y_RD = a W2 of each row's expert; not gated."""
+    """y_RD = a W2 of each row's expert."""
     return _experts(impl).down(a_RF, w2_eFD, rows)
 
 
@@ -92,8 +92,8 @@ def down_grad(
     *,
     activation: Activation,
     impl: Impl,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dh_RG, gated_RF, dgate_BR): gated_RF is gate * a, for dW2."""
+) -> tuple[Tensor, Tensor]:
+    """(dh_RG, dgate_BR): the parts of d(gate) are added up by `gate_grads`."""
     return _experts(impl).down_grad(dy_SD, w2_eFD, h_RG, rows, activation=activation)
 
 
@@ -118,14 +118,21 @@ def weight_grad(
     )
 
 
-def combine(y_RD: Tensor, row_NK: Tensor, gates_NK: Tensor | None, *, impl: Impl) -> Tensor:
-    """y_ND: fp32 sum over choices of gate * y[row], rounded once; without gates the plain sum."""
-    return _combine(impl).combine(y_RD, row_NK, gates_NK)
+def combine(y_RD: Tensor, row_NK: Tensor, *, impl: Impl) -> Tensor:
+    """y_ND: the sum of y over the rows of each slot's choices, in fp32, rounded once."""
+    return _combine(impl).combine(y_RD, row_NK)
 
 
 def gate_grads(dgate_BR: Tensor, row_NK: Tensor, *, impl: Impl) -> Tensor:
     """dgates_NK, fp32, of the parts that `down_grad` left; 0 where there is no row."""
     return _combine(impl).gate_grads(dgate_BR, row_NK)
+
+
+def peer_kernels() -> ModuleType:
+    """What writes into peers' memory and waits for them; CPU ranks do that without kernels."""
+    from nmoe.kernels import peers
+
+    return peers
 
 
 def linear_cross_entropy(

@@ -10,7 +10,10 @@ import platform
 import re
 import secrets
 import subprocess
+import sysconfig
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -45,11 +48,24 @@ class DataRoot:
 
     def dataset(self, data_path: str) -> Path:
         """Folder with `train` and `val` inside; `{python}` stands for the running version."""
-        return self.path / data_path.replace("{python}", platform.python_version())
+        return self.below(data_path)
+
+    def below(self, path: str) -> Path:
+        """A path that is absolute or below the data root.
+
+        `{python}` stands for the running version, `{stdlib}` for the folder of its library.
+        """
+        path = path.replace("{python}", platform.python_version())
+        return self.path / path.replace("{stdlib}", sysconfig.get_path("stdlib"))
 
     def bundle(self, name: str) -> Path:
         """Folder of the eval bundle `name`."""
         return self.path / "eval" / name
+
+    @property
+    def core_cache(self) -> Path:
+        """Folder of rendered and encoded CORE tasks; it may be deleted at any time."""
+        return self.path / "cache" / "core"
 
     def tokenizer(self, file_name: str) -> Path:
         """A vocabulary that was put there by hand."""
@@ -214,6 +230,22 @@ def take_lock(path: Path) -> int | None:
                 os.close(fd)
                 return None
         time.sleep(LOCK_RETRY_S)
+
+
+def existing(path: Path) -> Path:
+    """The path itself or its nearest parent that exists."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder alone, after whoever holds it; the kernel lets go when the process dies."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def fsync_dir(folder: Path) -> None:

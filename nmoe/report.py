@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nmoe.checkpoint import Saved
 from nmoe.config import Plan
+from nmoe.data.loader import Began, StageBegan
 from nmoe.eval.core import CoreResult, TaskScore
 from nmoe.event_log import EventLog
 from nmoe.events import (
@@ -18,11 +19,13 @@ from nmoe.events import (
     CheckpointEvent,
     CoreEvent,
     CoreTaskEvent,
+    EpochEvent,
     Event,
     Level,
     OutcomeEvent,
     PhaseEvent,
     RouterEvent,
+    StageEvent,
     StepEvent,
     ValEvent,
 )
@@ -165,6 +168,13 @@ class Reporter:
             },
         )
 
+    def began(self, step: int, began: Began) -> None:
+        """An epoch of a source or a stage of the flow."""
+        if isinstance(began, StageBegan):
+            self.event(StageEvent(step=step, name=began.name, index=began.index))
+        else:
+            self.event(EpochEvent(step=step, epoch=began.epoch, source=began.source))
+
     def checkpoint(self, saved: Saved, *, seconds: float) -> None:
         """Publish a whole checkpoint; metric rows up to it are on disk from here on."""
         self.flush()
@@ -177,8 +187,10 @@ class Reporter:
             )
         )
 
-    def core_task(self, step: int, index: int, count: int, score: TaskScore) -> None:
-        """Publish the score of one CORE task."""
+    def core_task(
+        self, step: int, index: int, count: int, score: TaskScore, *, is_interim: bool = False
+    ) -> None:
+        """Publish the score of one CORE task; an interim one is kept apart in the metrics."""
         self.event(
             CoreTaskEvent(
                 name=score.label,
@@ -188,9 +200,15 @@ class Reporter:
                 acc=score.acc,
                 centered=score.centered,
                 seconds=score.seconds,
+                baseline=score.baseline,
+                ci95=score.ci95,
+                cropped=score.cropped,
+                empty_regions=score.empty_regions,
+                step=step,
+                is_interim=is_interim,
             )
         )
-        task = f"eval/core/{score.label}"
+        task = f"eval/{'interim' if is_interim else 'core'}/{score.label}"
         self._add(
             step,
             {
@@ -200,18 +218,26 @@ class Reporter:
             },
         )
 
-    def core(self, step: int, result: CoreResult) -> None:
-        """Publish the CORE score."""
+    def core(self, step: int, result: CoreResult, *, is_interim: bool = False) -> None:
+        """Publish the CORE score; an interim one is kept apart in the metrics."""
         self.event(
             CoreEvent(
                 score=result.core,
                 tasks=len(result.tasks),
-                items=sum(task.n for task in result.tasks),
+                items=result.num_items,
                 bundle=result.csv_sha256,
                 seconds=result.seconds,
+                ci95=result.ci95,
+                without_boolq=result.core_without_boolq,
+                cropped=result.cropped,
+                empty_regions=result.empty_regions,
+                version=result.core_version,
+                cap=result.cap,
+                step=step,
+                is_interim=is_interim,
             )
         )
-        self._add(step, {"eval/CORE": result.core})
+        self._add(step, {"eval/interim/CORE" if is_interim else "eval/CORE": result.core})
 
     def flush(self) -> None:
         """Put metric rows on disk."""
@@ -246,16 +272,28 @@ def _spoken(event: Event) -> str:
         case CheckpointEvent():
             return f"checkpoint {event.name}: {event.bytes} bytes in {event.seconds:.2f} s"
         case CoreTaskEvent():
+            kind = "interim core" if event.is_interim else "core"
             return (
-                f"core task {event.name}: accuracy {event.acc:.4f}, centered {event.centered:.4f}"
+                f"{kind} task {event.name}: accuracy {event.acc:.4f}, centered {event.centered:.4f}"
             )
         case CoreEvent():
-            return f"core: {event.score:.4f} over {event.tasks} tasks"
+            return _spoken_core(event)
         case AlertEvent():
             return f"{event.level}: {event.message}"
         case OutcomeEvent():
             return f"{event.status} at step {event.step} after {event.train_s:.1f} s of training"
+        case StageEvent():
+            return f"stage {event.index + 1}, {event.name}, begins after step {event.step}"
         case PhaseEvent(note=note) if note:
             return f"phase {event.phase} {event.note}".rstrip()
         case _:
             return ""
+
+
+def _spoken_core(event: CoreEvent) -> str:
+    low, high = event.ci95 or (event.score, event.score)
+    kind = f"interim core after step {event.step}" if event.is_interim else "core"
+    line = f"{kind}: {event.score:.4f} [{low:.4f}, {high:.4f}] over {event.tasks} tasks"
+    if event.without_boolq is not None:
+        line += f", {event.without_boolq:.4f} without boolq (ours)"
+    return f"{line}, cropped {event.cropped}, empty regions {event.empty_regions}"

@@ -1,6 +1,7 @@
 """Frozen dataclasses from mappings: every key and type is checked and named when wrong."""
 
 import difflib
+import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -48,9 +49,37 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f" Known: {', '.join(known)}."
 
 
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Put the value of `section.key=value` into `raw`; ConfigError when it is not that."""
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or len(parts) != 2 or not all(parts):
+        raise ConfigError(f"--set: got {override!r}, expected section.key=value")
+    section = raw.setdefault(parts[0], {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"--set: {parts[0]!r} is not a section")
+    section[parts[1]] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        pass
+    try:
+        return float(text)  # TOML refuses forms such as 1E4 with a bare point: .5, 5.
+    except ValueError:
+        return text
+
+
 def _convert(hint: Any, value: Any, *, where: str, label: str) -> Any:
-    if is_dataclass(hint):
-        return build(typing.cast(type, hint), value, where=where, section=label)
+    inner = next((option for option in _options(hint) if is_dataclass(option)), None)
+    if inner is not None and not any(_fits(option, value) for option in _options(hint)):
+        return build(typing.cast(type, inner), value, where=where, section=label)
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        item = typing.get_args(hint)[0]
+        pairs = enumerate(value)
+        return tuple(_convert(item, each, where=where, label=f"{label}.{i}") for i, each in pairs)
     choices = _choices(hint)
     if choices is not None:
         if value in choices:
@@ -88,7 +117,7 @@ def _fits(option: Any, value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if typing.get_origin(option) is dict:
         return isinstance(value, Mapping)
-    return isinstance(value, option)
+    return isinstance(value, typing.get_origin(option) or option)
 
 
 def _typename(value: object) -> str:

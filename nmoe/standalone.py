@@ -23,12 +23,14 @@ from nmoe.config import (
     fit_micro_batch,
     read_config,
 )
+from nmoe.data.mixture import make_flow
 from nmoe.event_log import EventLog, read_events
 from nmoe.events import ExitEvent, OutcomeEvent
 from nmoe.paths import (
     CONSTRAINTS,
     RunFolder,
     code_version,
+    data_root,
     file_digest,
     new_run_id,
     take_lock,
@@ -68,6 +70,7 @@ def make_plan(path: Path, *, overrides: Sequence[str], world: dist.World) -> Pla
             commit=code.commit,
             is_dirty=code.is_dirty,
         ),
+        flow=make_flow(config, data_root()),
         versions={"python": sys.version.split()[0], "torch": torch.__version__},
     )
 

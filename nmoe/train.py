@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
@@ -26,9 +26,9 @@ from nmoe.checkpoint import CheckpointError
 from nmoe.config import ConfigError, Plan, read_plan
 from nmoe.control import Control, StopReason
 from nmoe.data.manifest import DataError
-from nmoe.eval.core import CoreError, TaskScore
+from nmoe.eval.core import CoreError, CoreResult, TaskScore
 from nmoe.evaluate import score_core
-from nmoe.events import EpochEvent, OutcomeEvent, PhaseEvent, Status, StopAckEvent
+from nmoe.events import OutcomeEvent, PhaseEvent, Status, StopAckEvent
 from nmoe.metrics import is_collapsed, router_health
 from nmoe.optim import peak_rates
 from nmoe.optim.schedule import lr_scale
@@ -55,6 +55,10 @@ class Stopped(Exception):
     """A request to stop was honoured and everything needed to go on is saved."""
 
 
+class _CutShort(Exception):
+    """An interim evaluation gave way to a request to stop."""
+
+
 def fit(run: Run) -> bool:
     """Train until a validation reaches the target (True) or the steps are used up (False).
 
@@ -75,6 +79,8 @@ def fit(run: Run) -> bool:
             if result.loss <= plan.target.target_loss:
                 run.reached = save(run, "target", loss=result.loss)
                 return True
+        if plan.eval.is_due(run.step):
+            interim_step(run)  # off the clock
         if stop or plan.checkpoint.is_due(run.step):
             save(run, "step")
         if stop:
@@ -86,10 +92,9 @@ def train_step(run: Run) -> None:
     """One optimizer step on one global batch, `accumulation` micro-batches on each rank."""
     plan, model = run.plan, run.model
     with run.loader_wait.running():
-        epoch = run.loader.cursor.epoch
         batch_BN = torch.from_numpy(run.loader.next_batch())
-    if run.loader.cursor.epoch != epoch:
-        run.report.event(EpochEvent(step=run.step, epoch=run.loader.cursor.epoch))
+    for began in run.loader.began:
+        run.report.began(run.step, began)
     mean_loss = torch.zeros((), dtype=torch.float64, device=run.device)
     for windows_BN in batch_BN.split(plan.train.micro_batch):
         nats_T, aux_sum = model.nats(windows_BN.to(run.device))
@@ -128,7 +133,7 @@ def log_step(run: Run) -> StopReason:
     Raises Diverged on every rank for a loss that is not finite or a collapsed router.
     """
     losses = dist.all_reduce(run.meter.loss_share().clone())
-    reason = dist.all_reduce(torch.tensor(int(run.control.reason())), "max")
+    reason = stop_reason(run)
     if reason:
         run.control.acknowledge()
     interval = run.meter.take(loss_sum=losses.item(), train_s=run.clock.read())
@@ -160,6 +165,12 @@ def log_step(run: Run) -> StopReason:
                 f"the router of layer {index} collapsed at step {run.step}: {item.experts_active}"
                 f" of {experts.num_experts} experts are used. Raise experts.bias_rate or aux_coef."
             )
+    return reason
+
+
+def stop_reason(run: Run) -> StopReason:
+    """Why to stop, if any rank was asked to; the same on all ranks."""
+    reason = dist.all_reduce(torch.tensor(int(run.control.reason())), "max")
     return StopReason(int(reason.item()))
 
 
@@ -182,6 +193,31 @@ def validation_step(run: Run) -> Validation:
     return result
 
 
+def interim_step(run: Run) -> None:
+    """Score CORE on a few items of each task, off the clock; training goes on from the same bits.
+
+    What cannot be scored is an alert: the score after the target decides. A request to stop ends
+    it after the task at hand and is honoured by the next log step.
+    """
+    run.report.event(PhaseEvent(phase="validating", note="interim CORE"))
+
+    def on_task(index: int, count: int, score: TaskScore) -> None:
+        run.report.core_task(run.step, index, count, score, is_interim=True)
+        if stop_reason(run):
+            raise _CutShort
+
+    try:
+        with run.clock.paused("eval_s"):
+            result = _score(run, cap=run.plan.eval.interim_cap, records=None, on_task=on_task)
+        run.report.core(run.step, result, is_interim=True)
+    except _CutShort:
+        run.report.alert("interim-core", "interim CORE was cut short: asked to stop", level="info")
+    except CoreError as error:
+        run.report.alert("interim-core", f"no interim CORE after step {run.step}: {error}")
+    run.model.train()
+    run.report.event(PhaseEvent(phase="training"))
+
+
 def leave(run: Run, reason: StopReason) -> NoReturn:
     """Say that the request is honoured and raise Stopped."""
     why = reason.name.lower()
@@ -191,28 +227,34 @@ def leave(run: Run, reason: StopReason) -> NoReturn:
 
 def finish(run: Run) -> None:
     """Score CORE on the weights of the passing validation; raises CoreError, Stopped."""
-    plan = run.plan
     run.report.event(PhaseEvent(phase="core-eval"))
 
     def on_task(index: int, count: int, score: TaskScore) -> None:
         run.report.core_task(run.step, index, count, score)
-        reason = dist.all_reduce(torch.tensor(int(run.control.reason())), "max")
+        reason = stop_reason(run)
         if reason:
             run.control.acknowledge()
-            leave(run, StopReason(int(reason.item())))
+            leave(run, reason)
 
     with run.clock.paused("eval_s"):
-        result = score_core(
-            plan,
-            run.model,
-            run.tokenizer,
-            root=run.root,
-            world=run.world,
-            records=run.folder.core_items,
-            cap=plan.eval.cap,
-            on_task=on_task,
-        )
+        result = _score(run, cap=run.plan.eval.cap, records=run.folder.core_items, on_task=on_task)
     run.report.core(run.step, result)
+
+
+def _score(
+    run: Run, *, cap: int, records: Path | None, on_task: Callable[[int, int, TaskScore], None]
+) -> CoreResult:
+    return score_core(
+        run.plan,
+        run.model,
+        run.tokenizer,
+        root=run.root,
+        world=run.world,
+        records=records,
+        cap=cap,
+        on_task=on_task,
+        warn=lambda text: run.report.alert("core-cache", text),
+    )
 
 
 def train(run: Run) -> tuple[Status, str]:
@@ -270,9 +312,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = run_rank(plan, folder, world=world, attempt=attempt, pipe=pipe)
             if is_alone:
                 standalone.record_exit(folder, rc=code, attempt=attempt)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ConfigError) else 4
     dist.shutdown()
     return code
 

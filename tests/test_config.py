@@ -100,6 +100,7 @@ def test_override_parses_as_toml_or_as_a_bare_word(
         ("experts.top_k=9", "top_k must be between 1 and num_experts"),
         ("model.num_heads=3", "dim must be a multiple of num_heads"),
         ("train.steps=0", "steps must be positive"),
+        ("eval.every=-1", "every, cap and interim_cap must not be negative"),
     ],
 )
 def test_override_is_refused_by_name(path: Path, override: str, message: str) -> None:
@@ -173,8 +174,11 @@ def test_digest_changes_with_meaning_only(path: Path) -> None:
         log=replace(config.log, every=1),
         train=replace(config.train, steps=7, seed=8, micro_batch=1),
         data=replace(config.data, data_path="/elsewhere"),
+        eval=replace(config.eval, every=5, interim_cap=7),
     )
     assert config_digest(same) == config_digest(config)
+    capped = replace(config, eval=replace(config.eval, cap=config.eval.cap + 1))
+    assert config_digest(capped) != config_digest(config)
     for section in ("model", "optim", "schedule", "experts"):
         part = getattr(config, section)
         name = next(key for key, value in asdict(part).items() if isinstance(value, int | float))

@@ -14,6 +14,8 @@ from nmoe import checkpoint, dist, evaluate
 from nmoe.build import make_model, make_transport
 from nmoe.config import read_plan
 from nmoe.data.minibundle import write_mini_bundle
+from nmoe.data.tokenizer import ByteTokenizer
+from nmoe.eval import core
 from nmoe.events import CoreEvent, CoreTaskEvent
 from nmoe.model import init_weights
 from nmoe.paths import RunFolder, file_digest
@@ -88,11 +90,64 @@ def test_score_is_the_runs_own_item_by_item(
         for event in own_tasks
         if isinstance(event, CoreTaskEvent)
     ]
+    assert list(result["ci95"]) == list(own_score(scored).ci95 or ())
     printed = capsys.readouterr().out
-    assert f"CORE {result['core']:.6f}" in printed
+    low, high = result["ci95"]
+    assert f"CORE {result['core']:.6f} [{low:.4f}, {high:.4f}]" in printed
     assert all(task["label"] in printed for task in result["tasks"])
     assert "cropped items" in printed
     assert sorted(path.name for path in out.parent.iterdir()) == ["core.items.jsonl", "core.json"]
+
+
+def test_score_takes_the_prompts_that_the_run_rendered(
+    scored: RunFolder, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(self: object, text: str) -> None:
+        raise AssertionError("encoded again")
+
+    assert len(list((root / "cache" / "core").iterdir())) == own_score(scored).tasks
+    monkeypatch.setattr(ByteTokenizer, "encode_array", never)
+    assert score("--run", scored.root, "--records", tmp_path / "again.jsonl") == 0
+    assert items(tmp_path / "again.jsonl") == items(scored.core_items)
+
+
+def test_score_names_a_custom_bundle(
+    scored: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    bundle = tmp_path / "eval" / "pocket_bundle"
+    write_mini_bundle(bundle)
+    (bundle / "bundle.json").write_text('{"status": "custom (core.yaml)"}')
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    assert score("--run", scored.root, "--cap", "10") == 0
+    assert "bundle pocket_bundle, custom (core.yaml)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 300, 1024])
+def test_batches_change_no_answer_of_a_real_model(
+    scored: RunFolder, root: Path, tmp_path: Path, batch_tokens: int
+) -> None:
+    plan, _, saved = evaluate.open_run(scored.root, None)
+    model = evaluate.load_model(plan, saved, vocab_size=257)
+    model.eval()
+    tokenizer = ByteTokenizer()
+    records = tmp_path / "items.jsonl"
+    core.evaluate(
+        root / "eval" / "pocket_bundle",
+        tokenizer.encode,
+        tokenizer.eos_id,
+        model.logits_at,
+        cap=plan.eval.cap,
+        records=records,
+        max_tokens=plan.train.seq_len,
+        batch_tokens=batch_tokens,
+    )
+    own, again = items(scored.core_items), items(records)
+    for item, other in zip(own, again, strict=True):
+        assert item.pop("losses") == pytest.approx(other.pop("losses"), rel=1e-5)
+    assert own == again
 
 
 def test_score_of_a_named_checkpoint_takes_cap_and_tasks(

@@ -57,7 +57,7 @@ def test_event_survives_a_round_trip(kind: str) -> None:
 
 def test_event_kinds_are_those_of_the_classes() -> None:
     assert all(cls.kind == kind for kind, cls in KINDS.items())
-    assert len(KINDS) == 19
+    assert len(KINDS) == 20
     assert all("kind" not in {f.name for f in fields(cls)} for cls in KINDS.values())
 
 

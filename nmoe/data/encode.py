@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nmoe.data.documents import Document, Place
 from nmoe.data.shards import token_dtype
-from nmoe.data.sources import Document
 from nmoe.data.tokenizer import Tokenizer
 
 # A task for a thread: large enough to hide the hand-over, small enough to share the work evenly.
@@ -20,11 +20,11 @@ CHUNKS_AHEAD = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """One document: its tokens with EOS (none when it is empty), and `Document.position`."""
+    """One document: its tokens with EOS (none when it is empty), and the place behind it."""
 
     tokens: np.ndarray
     text_bytes: int
-    position: int
+    place: Place
 
 
 def encode_documents(
@@ -70,5 +70,5 @@ def _encode(chunk: list[Document], tokenizer: Tokenizer) -> list[Encoded]:
             tokens[:-1] = ids
             tokens[-1] = tokenizer.eos_id
         text_bytes = len(document.text.encode("utf-8", "replace"))
-        encoded.append(Encoded(tokens=tokens, text_bytes=text_bytes, position=document.position))
+        encoded.append(Encoded(tokens=tokens, text_bytes=text_bytes, place=document.place))
     return encoded

@@ -31,7 +31,9 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A whole dataset: `text_bytes` is UTF-8 without EOS, `facts` says more about the source."""
+    """A whole dataset: `text_bytes` is UTF-8 without EOS, `facts` says more about the source, and
+    `inputs` names the files that were read with their digests.
+    """
 
     name: str
     source: str
@@ -44,6 +46,7 @@ class Manifest:
     text_bytes: int
     shards: tuple[Shard, ...]
     facts: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
@@ -125,6 +128,21 @@ def verify(folder: Path, *, progress: Callable[[int, int], None] | None = None) 
     return manifest
 
 
+def tokenizer_id(name: str) -> str:
+    """What a manifest calls the tokenizer that was named so: a file by its digest.
+
+    A tokenizer of tiktoken is known by its name, for its ranks are pinned, wherever they lie.
+    """
+    kind = name.partition(":")[0]
+    if not kind.endswith(".json"):
+        return kind
+    path = Path(kind).expanduser()
+    try:
+        return f"json:sha256-{file_digest(path)}"
+    except OSError as error:
+        raise DataError(f"cannot read the tokenizer {path}: {error.strerror}.") from None
+
+
 def _manifest(raw: object, path: Path) -> Manifest:
     values = _checked(Manifest, raw, path)
     shards = tuple(Shard(**_checked(Shard, item, path)) for item in values.pop("shards"))
@@ -146,7 +164,7 @@ def _checked(cls: type, raw: object, path: Path) -> dict[str, Any]:
         raise _broken(path, f"got a {type(raw).__name__}, expected an object")
     values: dict[str, Any] = {}
     for item in fields(cls):
-        value = raw.get(item.name)
+        value = raw.get(item.name, {} if item.name == "inputs" else None)
         kind = kinds[item.type]  # pyright: ignore[reportArgumentType]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise _broken(path, f"{item.name}: got {value!r}, expected {kind.__name__}")

@@ -1,43 +1,35 @@
 """Documents to a dataset: shards first, the manifest last, safe to kill at any instant."""
 
-import fcntl
-import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
+from nmoe.data.documents import Document, Source
 from nmoe.data.encode import Encoded, encode_documents
-from nmoe.data.index import read_index
-from nmoe.data.manifest import (
-    MANIFEST_NAME,
-    DataError,
-    Manifest,
-    Shard,
-    read_manifest,
-    verify,
-    verify_sizes,
-    write_manifest,
+from nmoe.data.folder import (
+    DOWNLOADS_NAME,
+    MARKER_NAME,
+    Done,
+    Folder,
+    find_whole,
+    keep_whole,
+    writing,
 )
-from nmoe.data.shards import ShardWriter, shard_name, token_dtype
-from nmoe.data.sources import Source
+from nmoe.data.manifest import DataError, Manifest, write_manifest
+from nmoe.data.shards import token_dtype
 from nmoe.data.tokenizer import Tokenizer
-from nmoe.paths import file_digest, write_atomic
+from nmoe.paths import locked
 
 # 128 MiB of uint16: a 10-billion-token set makes 149 files, and an interrupt costs seconds.
 SHARD_TOKENS = 1 << 26
-# Stands in the folder while shards are being written: what was ordered and which are whole.
-MARKER_NAME = "unfinished.json"
-# A dataset up to this size is checked by hash when it is found already prepared: about a second.
-HASHED_BYTES = 1 << 30
 # Text that is encoded to foretell the size of the result: less than a tenth of a second.
 SAMPLE_CHARS = 1 << 18
 INDEX_BYTES = 16  # of one document
 
-Progress = Callable[[int, int, int], None]
+Progress = Callable[[int, int | None, int], None]
 
 
 def prepare(
@@ -58,9 +50,9 @@ def prepare(
     that brings it to `shard_tokens`, or, with `num_shards`, the one that completes that share of
     the input. The document that reaches `max_tokens` is the last. `workers` threads encode; their
     number changes nothing in the result. Whole shards of an interrupted call are kept.
-    `progress` gets (input bytes done, in total, tokens so far). A second caller waits for the
-    first. Raises DataError for unusable input or output, for too small a disk, and when `output`
-    holds something else.
+    `progress` gets (input bytes done, in total unless only the end will tell, tokens so far). A
+    second caller waits for the first. Raises DataError for unusable input or output, for too small
+    a disk, and when `output` holds something else.
     """
     cut = _Cut(shard_tokens=shard_tokens, num_shards=num_shards, max_tokens=max_tokens)
     order = {
@@ -70,12 +62,12 @@ def prepare(
         "facts": {**source.facts, **cut.facts()},
     }
     report = progress or (lambda _done, _total, _tokens: None)
-    with _writing(output), _locked(output):
-        manifest = _found(output, order)
+    with writing(output), locked(output):
+        manifest = find_whole(output, order)
+        total = manifest.text_bytes if manifest else 0
         if manifest is None:
-            made = _start(output, order)
-            _check_disk(output, source, tokenizer, cut=cut, done=made[-1].done if made else _Done())
-            with closing(_Folder(output=output, order=order, made=made)) as folder:
+            made = keep_whole(output, order)
+            with closing(Folder(output=output, order=order, made=made)) as folder:
                 _write_shards(folder, source, tokenizer, cut=cut, workers=workers, report=report)
             if not made:
                 raise DataError(
@@ -91,10 +83,14 @@ def prepare(
                 num_docs=done.num_docs,
                 text_bytes=done.text_bytes,
                 shards=tuple(each.shard for each in made),
+                inputs=source.inputs(done.place),
             )
             write_manifest(output, manifest)
+            whole = None if cut.is_reached(done) else source.total_bytes
+            total = done.place.position if whole is None else whole
         (output / MARKER_NAME).unlink(missing_ok=True)
-    report(source.total_bytes, source.total_bytes, manifest.total_tokens)
+        shutil.rmtree(output / DOWNLOADS_NAME, ignore_errors=True)
+    report(total, total, manifest.total_tokens)
     return manifest
 
 
@@ -124,85 +120,29 @@ class _Cut:
             facts["max_tokens"] = str(self.max_tokens)
         return facts
 
-    def progress(self, done: "_Done", total: int) -> int:
-        """Input bytes done; `total` when the tokens suffice, however much input is left."""
-        if self.max_tokens is None:
-            return done.position
-        return max(done.position, min(total, total * done.tokens // self.max_tokens))
+    def progress(self, done: "Done", total: int | None) -> tuple[int, int | None]:
+        """Input bytes read and to be read, as far as the tokens so far can tell."""
+        position = done.place.position
+        if self.max_tokens is None or not done.tokens:
+            return position, total
+        expected = position * self.max_tokens // done.tokens + 1
+        return position, expected if total is None else min(total, expected)
 
-    def is_full(self, shard_tokens: int, made: int, *, done: "_Done", total: int) -> bool:
+    def is_full(self, shard_tokens: int, made: int, *, done: "Done", total: int | None) -> bool:
         """Whether the shard after `made` others, of `shard_tokens` tokens, ends here."""
         if self.num_shards is None:
             return shard_tokens >= self.shard_tokens
-        return self.progress(done, total) * self.num_shards >= (made + 1) * total
+        shares = ((done.place.position, total), (done.tokens, self.max_tokens))
+        wanted = made + 1
+        return any(whole and part * self.num_shards >= wanted * whole for part, whole in shares)
 
-    def is_reached(self, done: "_Done") -> bool:
+    def is_reached(self, done: "Done") -> bool:
         """Whether no further document is wanted."""
         return self.max_tokens is not None and done.tokens >= self.max_tokens
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Done:
-    """How far the input has been turned into tokens; `documents` includes empty ones."""
-
-    documents: int = 0
-    num_docs: int = 0
-    tokens: int = 0
-    text_bytes: int = 0
-    position: int = 0
-
-    def plus(self, item: Encoded) -> "_Done":
-        return _Done(
-            documents=self.documents + 1,
-            num_docs=self.num_docs + (len(item.tokens) > 0),
-            tokens=self.tokens + len(item.tokens),
-            text_bytes=self.text_bytes + item.text_bytes,
-            position=item.position,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Made:
-    """A whole shard, and how far the input was done at its end."""
-
-    shard: Shard
-    done: _Done
-
-
-class _Folder:
-    """The shards being made, one open at a time; the marker follows each that is whole."""
-
-    def __init__(self, *, output: Path, order: dict, made: list[_Made]) -> None:
-        self.made = made
-        self._output, self._order = output, order
-        self._writer: ShardWriter | None = None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in the open shard."""
-        return self._writer.tokens if self._writer else 0
-
-    def append(self, item: Encoded) -> None:
-        if self._writer is None:
-            self._writer = ShardWriter(self._output, len(self.made), dtype=item.tokens.dtype)
-        self._writer.append(item.tokens)
-
-    def end_shard(self, done: _Done) -> None:
-        """Close the open shard, if there is one, and note it."""
-        if self._writer is None:
-            return
-        self.made.append(_Made(shard=self._writer.close(), done=done))
-        self._writer = None
-        _mark(self._output, self._order, self.made)
-
-    def close(self) -> None:
-        """Drop what is not whole."""
-        if self._writer:
-            self._writer.discard()
-
-
 def _write_shards(
-    folder: _Folder,
+    folder: Folder,
     source: Source,
     tokenizer: Tokenizer,
     *,
@@ -210,146 +150,84 @@ def _write_shards(
     workers: int,
     report: Progress,
 ) -> None:
-    total = source.total_bytes
-    done = folder.made[-1].done if folder.made else _Done()
+    done = folder.made[-1].done if folder.made else Done()
     if cut.is_reached(done):
         return
-    documents = islice(source.documents(), done.documents, None)
-    with closing(encode_documents(documents, tokenizer, workers=workers)) as encoded:
-        for item in encoded:
-            report(cut.progress(done, total), total, done.tokens)
-            done = done.plus(item)
-            if not len(item.tokens):
-                continue
-            folder.append(item)
-            if cut.is_full(folder.tokens, len(folder.made), done=done, total=total):
-                folder.end_shard(done)
-            if cut.is_reached(done):
-                break
+    total = source.total_bytes
+    if total is None and cut.num_shards is not None and cut.max_tokens is None:
+        raise DataError(
+            f"nothing tells how much {source.name} holds, so its shares are unknown."
+            " Give --max-tokens, too, or --shard-tokens instead."
+        )
+    with closing(source.documents(done.place)) as documents:
+        first = _sample(documents)
+        _check_disk(folder.output, tokenizer, first, cut=cut, done=done, total=total)
+        encoded = encode_documents(chain(first, documents), tokenizer, workers=workers)
+        with closing(encoded):
+            done = _fill(folder, encoded, done, cut=cut, total=total, report=report)
     folder.end_shard(done)
 
 
-def _check_disk(
-    output: Path, source: Source, tokenizer: Tokenizer, *, cut: _Cut, done: _Done
-) -> None:
-    """DataError when the result, foretold from the first documents, exceeds the free disk."""
-    sample, chars = _Done(), 0
-    for document in source.documents():
-        tokens = tokenizer.encode_array(document.text)
-        num_tokens = len(tokens) + bool(document.text)
-        sample = replace(
-            sample,
-            documents=sample.documents + 1,
-            tokens=sample.tokens + num_tokens,
-            position=document.position,
-        )
-        chars += len(document.text)
-        if chars >= SAMPLE_CHARS and sample.position:
+def _fill(
+    folder: Folder,
+    encoded: Iterable[Encoded],
+    done: Done,
+    *,
+    cut: _Cut,
+    total: int | None,
+    report: Progress,
+) -> Done:
+    """Write documents until the tokens suffice or the input ends; the last shard stays open."""
+    for item in encoded:
+        report(*cut.progress(done, total), done.tokens)
+        done = done.plus(item)
+        if not len(item.tokens):
+            continue
+        folder.append(item)
+        if cut.is_full(folder.tokens, len(folder.made), done=done, total=total):
+            folder.end_shard(done)
+        if cut.is_reached(done):
             break
-    if not sample.tokens:
+    return done
+
+
+def _sample(documents: Iterator[Document]) -> list[Document]:
+    """The first documents, enough to foretell the size of the result."""
+    first: list[Document] = []
+    chars = 0
+    for document in documents:
+        first.append(document)
+        chars += len(document.text)
+        if chars >= SAMPLE_CHARS:
+            break
+    return first
+
+
+def _check_disk(
+    output: Path,
+    tokenizer: Tokenizer,
+    first: Sequence[Document],
+    *,
+    cut: _Cut,
+    done: Done,
+    total: int | None,
+) -> None:
+    """DataError when the rest, foretold from its first documents, exceeds the free disk."""
+    tokens = sum(len(tokenizer.encode_array(each.text)) + 1 for each in first if each.text)
+    if not tokens:
         return
-    expected = sample.tokens * source.total_bytes // max(sample.position, 1)
-    if cut.max_tokens is not None:
-        expected = min(expected, cut.max_tokens)
-    left = max(expected - done.tokens, 0)
+    left = cut.max_tokens - done.tokens if cut.max_tokens is not None else None
+    if total is not None:
+        read = first[-1].place.position - done.place.position
+        expected = tokens * (total - done.place.position) // max(read, 1)
+        left = expected if left is None else min(left, expected)
+    if left is None:
+        return
     needed = left * token_dtype(tokenizer.vocab_size).itemsize
-    needed += left * sample.documents // sample.tokens * INDEX_BYTES
+    needed += left * len(first) // tokens * INDEX_BYTES
     free = shutil.disk_usage(output).free
     if free < needed:
         raise DataError(
             f"the disk is too small: got {free:,} bytes free at {output}, expected at least"
             f" {needed:,} for about {left:,} tokens. Free space or choose another --output."
         )
-
-
-def _found(output: Path, order: dict) -> Manifest | None:
-    """The dataset in `output` when it is the one ordered and whole, None when it must be made."""
-    if not (output / MANIFEST_NAME).exists():
-        return None
-    manifest = read_manifest(output)
-    for key, wanted in order.items():
-        if getattr(manifest, key) != wanted:
-            raise DataError(
-                f"{output} holds another dataset: got {key} {getattr(manifest, key)!r}, expected"
-                f" {wanted!r}. Delete the folder or choose another --output."
-            )
-    try:
-        return verify(output) if manifest.total_bytes <= HASHED_BYTES else verify_sizes(output)
-    except DataError:
-        return None
-
-
-def _start(output: Path, order: dict) -> list[_Made]:
-    """The shards of an interrupted preparation that are whole; everything else of it is removed.
-
-    DataError for files of others.
-    """
-    leftovers = [path for path in output.glob("shard_*") if path.suffix in (".npy", ".idx")]
-    is_ours = (output / MANIFEST_NAME).exists() or (output / MARKER_NAME).exists()
-    if leftovers and not is_ours:
-        raise DataError(
-            f"{output} holds shards without a manifest, such as {leftovers[0].name}."
-            " Delete them or choose another --output."
-        )
-    made = _kept(output, order)
-    _mark(output, order, made)
-    (output / MANIFEST_NAME).unlink(missing_ok=True)
-    half_written = [
-        path
-        for name in ("shard_", MANIFEST_NAME, MARKER_NAME)
-        for path in output.glob(f".{name}*.tmp")
-    ]
-    kept = {Path(each.shard.name).stem for each in made}
-    for path in (*leftovers, *half_written):
-        if path.stem not in kept:
-            path.unlink()
-    return made
-
-
-def _mark(output: Path, order: dict, made: Sequence[_Made]) -> None:
-    content = {"order": order, "shards": [asdict(each) for each in made]}
-    write_atomic(output / MARKER_NAME, json.dumps(content) + "\n")
-
-
-def _kept(output: Path, order: dict) -> list[_Made]:
-    """The shards that the marker names, up to the first that is not as it says."""
-    made: list[_Made] = []
-    try:
-        content = json.loads((output / MARKER_NAME).read_text(encoding="utf-8"))
-        if content["order"] != order:
-            return made
-        for number, raw in enumerate(content["shards"]):
-            each = _Made(shard=Shard(**raw["shard"]), done=_Done(**raw["done"]))
-            path = output / shard_name(number)
-            if each.shard.name != path.name or file_digest(path) != each.shard.sha256:
-                break
-            read_index(path.with_suffix(".idx"), tokens=each.shard.tokens)
-            made.append(each)
-    except (OSError, ValueError, KeyError, TypeError):
-        return made
-    return made
-
-
-@contextmanager
-def _writing(output: Path) -> Iterator[None]:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        yield
-    except BrokenPipeError:
-        raise  # whoever read the progress is gone: not about the output
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(
-            f"cannot write to {output}: {reason}. Free space there or choose another --output."
-        ) from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder alone; the kernel lets go when the process dies."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,6 @@
 
 import io
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,17 +59,6 @@ class ShardWriter:
         with suppress(OSError):  # what is buffered may not fit on a full disk
             self._file.close()
         self._temporary.unlink(missing_ok=True)
-
-
-def write_shard(folder: Path, number: int, *, documents: Sequence[np.ndarray]) -> Shard:
-    """Write documents (EOS included) as one shard and its index."""
-    writer = ShardWriter(folder, number, dtype=documents[0].dtype)
-    try:
-        for tokens in documents:
-            writer.append(tokens)
-        return writer.close()
-    finally:
-        writer.discard()
 
 
 def _header(tokens: int, dtype: np.dtype) -> bytes:

@@ -1,82 +1,30 @@
 """Where documents come from: each source lists its input once and yields texts in a fixed order."""
 
 import hashlib
-import json
 import platform
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any
 
+from nmoe.data import hub
+from nmoe.data.documents import START, Document, Place, Source
+from nmoe.data.files import FILES, READERS, FileSource, InputFile, files_from, files_until
 from nmoe.data.manifest import DataError
+from nmoe.data.stdlib import stdlib_files
 from nmoe.paths import file_digest
 
-if TYPE_CHECKING:
-    import pyarrow.parquet
-
-# Tests and fixtures, and what distributors split off, patch or leave out; `encodings` and
-# `pydoc_data` are generated tables.
-STDLIB_EXCLUDED = frozenset(
-    {
-        "__pycache__",
-        "_distutils_system_mod.py",
-        "dist-packages",
-        "distutils",
-        "encodings",
-        "ensurepip",
-        "idlelib",
-        "lib2to3",
-        "macholib",
-        "pydoc_data",
-        "site-packages",
-        "site.py",
-        "sitecustomize.py",
-        "sysconfig.py",
-        "test",
-        "tests",
-        "tkinter",
-        "turtle.py",
-        "turtledemo",
-        "venv",
-    }
-)
-STDLIB_EXCLUDED_PREFIXES = ("_sysconfigdata", "config-")  # differ from build to build
-VALIDATION_SHARE = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Document:
-    """One text, and how many input bytes have been read when it is done."""
-
-    text: str
-    position: int
-
-
-class Source(Protocol):
-    """An ordered set of documents; `revision` changes whenever a document does."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def revision(self) -> str: ...
-    @property
-    def facts(self) -> dict[str, str]: ...
-    @property
-    def total_bytes(self) -> int: ...
-
-    def documents(self) -> Iterator[Document]:
-        """All documents from the first on."""
-        ...
+REMOTE_SOURCES = ("hub_parquet", "hf")
+SOURCES = ("stdlib", *READERS, FILES, *REMOTE_SOURCES)
+ANY_PARQUET = "*.parquet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StdlibSource:
-    """The `.py` files of the running Python's standard library, one document a file.
-
-    A file's place is the hash of its path: files below VALIDATION_SHARE are `val`, the others
-    `train`. Both are read in the order of the hashes, so that the start is a fair sample.
-    """
+    """The `.py` files of the running Python's standard library, one document a file."""
 
     name: str
     texts: tuple[str, ...]
@@ -115,154 +63,199 @@ class StdlibSource:
             total_bytes=sum(len(text.encode()) for text in texts),
         )
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self, start: Place = START) -> Generator[Document]:
         position = 0
         for text in self.texts:
             position += len(text.encode())
-            yield Document(text=text, position=position)
+            if position > start.position:
+                yield Document(text=text, place=Place(position=position, row=1))
 
-
-def stdlib_files(root: Path, split: str) -> list[str]:
-    """Relative paths of the split's files, in reading order."""
-    chosen: list[tuple[float, str]] = []
-    for path in root.rglob("*.py"):
-        relative = path.relative_to(root)
-        is_build_specific = relative.parts[0].startswith(STDLIB_EXCLUDED_PREFIXES)
-        if is_build_specific or path.is_symlink() or STDLIB_EXCLUDED & set(relative.parts):
-            continue
-        name = relative.as_posix()
-        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-        if (place < VALIDATION_SHARE) == (split == "val"):
-            chosen.append((place, name))
-    return [name for _, name in sorted(chosen)]
-
-
-Reader = Callable[[Path, str], Iterator[tuple[str, int]]]
+    def inputs(self, end: Place) -> dict[str, str]:
+        return {}  # the facts name them all by one digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileSource:
-    """Local files in turn; `reader` yields (text, bytes of the file read so far)."""
+class Remote:
+    """What is asked of a source on a hub; `folder` is where its files wait to be read."""
+
+    folder: Path
+    mirror: str | None = None
+    revision: str | None = None
+    files: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    keeps_files: bool = False
+    config: str | None = None
+    split: str = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubSource:
+    """The Parquet files of one commit of a hub dataset; asks the hub when its files are wanted."""
 
     name: str
-    files: tuple[Path, ...]
-    reader: Reader
-    text_key: str
+    repo: hub.Repo
     revision: str
-    total_bytes: int
-    facts: dict[str, str] = field(default_factory=dict)
+    remote: Remote
+    text_key: str
+    facts: dict[str, str]
 
     @classmethod
-    def open(cls, kind: str, paths: Sequence[str], *, text_key: str) -> "FileSource":
-        """Find and hash the files: each path is a file, or a folder searched for `*.<kind>`."""
-        reader, suffix = READERS[kind]
-        files: list[Path] = []
-        for path in map(Path, paths):
-            found = sorted(path.rglob(f"*{suffix}")) if path.is_dir() else [path]
-            if not found or not all(file.is_file() for file in found):
-                raise DataError(f"no input: got {path}, expected a file or a folder of *{suffix}.")
-            files += found
-        revision = hashlib.sha256()
-        try:
-            for file in files:
-                revision.update(f"{file.name}\0{file_digest(file)}\n".encode())
-            total_bytes = sum(file.stat().st_size for file in files)
-        except OSError as error:
-            raise DataError(f"cannot read {error.filename}: {error.strerror}.") from None
+    def open(cls, name: str, *, text_key: str, remote: Remote) -> "HubSource":
+        """A commit is taken as it is; another revision is looked up on the hub."""
+        repo = hub.Repo.open(name, mirror=remote.mirror)
+        is_commit = remote.revision and hub.COMMIT.fullmatch(remote.revision)
+        facts = {"text_key": text_key, "files": " ".join(remote.files or (ANY_PARQUET,))}
+        if remote.exclude:
+            facts["exclude"] = " ".join(remote.exclude)
         return cls(
-            name=f"{kind}:{','.join(Path(path).name for path in paths)}",
-            files=tuple(files),
-            reader=reader,
+            name=f"hub_parquet:{name}",
+            repo=repo,
+            revision=str(remote.revision) if is_commit else repo.commit(remote.revision),
+            remote=remote,
             text_key=text_key,
-            revision=f"sha256-{revision.hexdigest()}",
-            total_bytes=total_bytes,
-            facts={"text_key": text_key},
+            facts=facts,
         )
 
-    def documents(self) -> Iterator[Document]:
-        before = 0
-        for file in self.files:
-            try:
-                for text, position in self.reader(file, self.text_key):
-                    yield Document(text=text, position=before + position)
-                before += file.stat().st_size
-            except OSError as error:
-                raise DataError(f"cannot read {file}: {error.strerror}.") from None
+    @cached_property
+    def files(self) -> tuple[hub.HubFile, ...]:
+        """The files in reading order, by path."""
+        include = self.remote.files or (ANY_PARQUET,)
+        listed = self.repo.files(self.revision)
+        files = hub.chosen(listed, include=include, exclude=self.remote.exclude)
+        if not files:
+            raise DataError(
+                f"no such files in {self.repo.page} at {self.revision[:12]}: got {len(listed)}"
+                f" files, expected {' or '.join(include)}. Name others with --files."
+            )
+        return files
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    def documents(self, start: Place = START) -> Generator[Document]:
+        left = files_from(self.files, start)
+        before_of = {file.path: before for before, file in left}
+        fetched = hub.fetch_ahead(
+            self.repo,
+            self.revision,
+            [file for _, file in left],
+            folder=self.remote.folder,
+            keeps=self.remote.keeps_files,
+        )
+        with closing(fetched):
+            for file, path in fetched:
+                local = InputFile(path=path, kind="parquet", size=file.size, digest=file.digest)
+                before = before_of[file.path]
+                yield from local.documents(self.text_key, before=before, start=start)
+
+    def inputs(self, end: Place) -> dict[str, str]:
+        return {file.path: file.digest for file in files_until(self.files, end)}
 
 
-def open_source(kind: str, dataset: Sequence[str], *, text_key: str = "text") -> Source:
-    """The source `kind` over `dataset`: `train` or `val` for stdlib, paths for the others."""
-    if kind == "stdlib":
-        if len(dataset) != 1:
-            raise DataError(f"stdlib: got {len(dataset)} parts, expected one: train or val.")
-        return StdlibSource.open(dataset[0])
-    if kind in READERS:
-        return FileSource.open(kind, dataset, text_key=text_key)
-    raise DataError(f"unknown source: got {kind!r}, expected one of: {', '.join(SOURCES)}.")
+@dataclass(frozen=True, kw_only=True)
+class HfSource:
+    """A dataset that Hugging Face `datasets` streams: of the hub, or a folder of files.
 
+    Positions are bytes of text; how many there are only reading tells.
+    """
 
-def _read_text(path: Path, _text_key: str) -> Iterator[tuple[str, int]]:
-    content = path.read_bytes()
-    try:
-        yield content.decode("utf-8"), len(content)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error}. Convert it first.") from None
+    name: str
+    revision: str
+    facts: dict[str, str]
+    path: str
+    remote: Remote
+    text_key: str
+    total_bytes: None = None
 
+    @classmethod
+    def open(cls, path: str, *, text_key: str, remote: Remote) -> "HfSource":
+        """Look up the revision: a commit of the hub, or the hash of a folder's files."""
+        if Path(path).exists():
+            name = Path(path).name
+            inside = Path(path).rglob("*") if Path(path).is_dir() else [Path(path)]
+            files = sorted(each for each in inside if each.is_file())
+            listing = "".join(f"{each.relative_to(path)}\0{file_digest(each)}\n" for each in files)
+            revision = f"sha256-{hashlib.sha256(listing.encode()).hexdigest()}"
+        else:
+            name = path
+            is_commit = remote.revision and hub.COMMIT.fullmatch(remote.revision)
+            repo = hub.Repo.open(path, mirror=remote.mirror)
+            revision = str(remote.revision) if is_commit else repo.commit(remote.revision)
+        facts = {"text_key": text_key, "split": remote.split}
+        if remote.config:
+            facts["config"] = remote.config
+        return cls(
+            name=f"hf:{name}",
+            revision=revision,
+            facts=facts,
+            path=path,
+            remote=remote,
+            text_key=text_key,
+        )
 
-def _read_jsonl(path: Path, text_key: str) -> Iterator[tuple[str, int]]:
-    position = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            position += len(line)
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}:{number} is not JSON: {error}.") from None
-            text = row.get(text_key) if isinstance(row, dict) else None
+    def documents(self, start: Place = START) -> Generator[Document]:
+        position, row = start.position, start.row
+        for example in self._stream(start.row):
+            text = example.get(self.text_key) or ""
             if not isinstance(text, str):
                 raise DataError(
-                    f"{path}:{number} has no text: got {type(text).__name__} for {text_key!r},"
-                    " expected a string. Name the field with --text-key."
+                    f"{self.name} has no text in {self.text_key!r}: got {type(text).__name__},"
+                    " expected a string. Name the text's column with --text-key."
                 )
-            yield text, position
+            position += len(text.encode("utf-8", "replace"))
+            row += 1
+            yield Document(text=text, place=Place(position=position, row=row))
 
+    def inputs(self, end: Place) -> dict[str, str]:
+        return {}  # the library does not tell; the revision names them all
 
-def _read_parquet(path: Path, text_key: str) -> Iterator[tuple[str, int]]:
-    import pyarrow  # noqa: PLC0415  only this source needs it, and it takes 0.2 s
-    import pyarrow.parquet  # noqa: PLC0415
+    def _stream(self, skipped: int) -> Iterator[dict[str, Any]]:
+        is_local = Path(self.path).exists()
+        hub.use_mirror(self.remote.mirror)
+        import datasets  # noqa: PLC0415  0.7 s, with pandas
+        from datasets.exceptions import DatasetsError  # noqa: PLC0415
 
-    size = path.stat().st_size
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-        columns = table.schema_arrow.names
-        if text_key not in columns:
-            raise DataError(
-                f"{path} has no column {text_key!r}: got {', '.join(columns)}."
-                " Name the text's column with --text-key."
+        try:
+            stream = datasets.load_dataset(
+                self.path,
+                name=self.remote.config,
+                split=self.remote.split,
+                revision=None if is_local else self.revision,
+                streaming=True,
+                cache_dir=str(self.remote.folder),
             )
-        # Bytes of text tell better than rows how much is left: a book is a row, too.
-        total = _column_bytes(table.metadata, text_key)
-        rows, done = table.metadata.num_rows, 0
-        for batch in table.iter_batches(batch_size=256, columns=[text_key]):
-            for text in batch.column(0).to_pylist():
-                done += len((text or "").encode())
-                rows -= 1
-                yield text or "", min(size, size * done // max(total, 1)) if rows else size
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"cannot read {path} as parquet: {error}.") from None
+            columns = stream.column_names
+            if columns is not None and self.text_key not in columns:
+                raise DataError(
+                    f"{self.name} has no column {self.text_key!r}: got {', '.join(columns)}."
+                    " Name the text's column with --text-key."
+                )
+            yield from stream.skip(skipped)
+        except (OSError, ValueError, LookupError, DatasetsError) as error:
+            if isinstance(error, DataError):
+                raise
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise DataError(f"datasets cannot read {self.path}: {reason}.") from error
 
 
-def _column_bytes(metadata: "pyarrow.parquet.FileMetaData", name: str) -> int:
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
-    return sum(each.total_uncompressed_size for each in columns if each.path_in_schema == name)
-
-
-READERS: dict[str, tuple[Reader, str]] = {
-    "text": (_read_text, ".txt"),
-    "jsonl": (_read_jsonl, ".jsonl"),
-    "parquet": (_read_parquet, ".parquet"),
-}
-SOURCES = ("stdlib", *READERS)
+def open_source(
+    kind: str, dataset: Sequence[str], *, text_key: str = "text", remote: Remote | None = None
+) -> Source:
+    """The source `kind` over `dataset`: `train` or `val` for stdlib, a name for hub_parquet and hf,
+    which also need `remote`, paths for the others.
+    """
+    if kind in READERS or kind == FILES:
+        return FileSource.open(kind, dataset, text_key=text_key)
+    if kind not in SOURCES:
+        raise DataError(f"unknown source: got {kind!r}, expected one of: {', '.join(SOURCES)}.")
+    if len(dataset) != 1:
+        expected = "one: train or val" if kind == "stdlib" else "one name"
+        raise DataError(f"{kind}: got {len(dataset)} parts, expected {expected}.")
+    if kind == "stdlib":
+        return StdlibSource.open(dataset[0])
+    if remote is None:
+        raise DataError(f"{kind}: got no place for its files, expected a folder.")
+    if kind == "hf":
+        return HfSource.open(dataset[0], text_key=text_key, remote=remote)
+    return HubSource.open(dataset[0], text_key=text_key, remote=remote)

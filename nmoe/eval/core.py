@@ -11,18 +11,20 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
-from nmoe.eval.scoring import Encode, Gather, ItemScore, LogitsAt, Scorer, score_task
+from nmoe.eval.cache import PromptCache, PromptSource
+from nmoe.eval.prompts import Encode
+from nmoe.eval.scoring import Gather, ItemScore, LogitsAt, Scorer, score_task
 from nmoe.eval.tasks import CoreError, Task, TaskType, read_tasks
 from nmoe.paths import file_digest
 
-__all__ = ["CoreError", "CoreResult", "TaskScore", "centered", "evaluate"]
+__all__ = ["CoreError", "CoreResult", "PromptCache", "TaskScore", "centered", "evaluate"]
 
 # The bundle whose score may be called CORE: sha256 of core.yaml and eval_meta_data.csv (v1
 # baselines), equal in all public copies.
@@ -38,7 +40,7 @@ _Z95 = 1.96
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskScore:
-    """Score of one task over its `n` items; `seconds` is the time on this rank.
+    """Score of one task over its `n` items; `seconds` is the time of scoring on this rank.
 
     `ci95` is the Wilson interval of `acc`; `cropped` and `empty_regions` count items with at least
     one option that was cut to the context, or that had no token of its own to score.
@@ -64,6 +66,7 @@ class CoreResult:
     `core_version` is "dclm-v1-22" for the 22 tasks with their v1 baselines, else "custom";
     `core_without_boolq` (ours, not part of CORE) leaves out the noisiest task, None where it is
     not in the suite; `ci95` is a bootstrap interval of `core` over the items within each task.
+    `prompt_seconds` is what rendering, encoding or reading the prompts took on this rank.
     """
 
     core: float
@@ -73,12 +76,28 @@ class CoreResult:
     csv_sha256: str
     cap: int | None
     max_tokens: int | None
+    prompt_seconds: float
     tasks: tuple[TaskScore, ...]
 
     @property
     def seconds(self) -> float:
-        """Time of all tasks on this rank."""
-        return math.fsum(task.seconds for task in self.tasks)
+        """Time of all tasks and their prompts on this rank."""
+        return math.fsum((self.prompt_seconds, *(task.seconds for task in self.tasks)))
+
+    @property
+    def num_items(self) -> int:
+        """Items of all tasks."""
+        return sum(task.n for task in self.tasks)
+
+    @property
+    def cropped(self) -> int:
+        """Items of all tasks with an option that was cut to the context."""
+        return sum(task.cropped for task in self.tasks)
+
+    @property
+    def empty_regions(self) -> int:
+        """Items of all tasks with an option that had no token of its own to score."""
+        return sum(task.empty_regions for task in self.tasks)
 
 
 def evaluate(
@@ -95,6 +114,7 @@ def evaluate(
     max_tokens: int | None = None,
     batch_tokens: int = 16384,
     gather: Gather | None = None,
+    cache: PromptCache | None = None,
     on_task: Callable[[int, int, TaskScore], None] | None = None,
 ) -> CoreResult:
     """Score a model, seen through `encode` and `logits_at`, on a bundle; all ranks return the same.
@@ -102,16 +122,17 @@ def evaluate(
     cap: score the first `cap` items after the shuffle; None or 0 scores all.
     tasks: labels to score; None scores all. max_tokens: keep the last tokens of longer rows.
     records: JSONL file that rank 0 writes, a line an item: task, index, gold, chosen, correct,
-    losses (null: gold and chosen of language modeling, the loss of an empty region).
+    losses (null: gold and chosen of language modeling, the loss of an empty region), prompt (hash
+    of the rendered texts, before any crop).
     batch_tokens: B * S of a batch, unless a single item is larger.
     gather: returns the objects of all ranks in rank order; needed when world > 1.
+    cache: where rendered prompts are kept for the next evaluation; None renders them anew.
     on_task: called on each rank with the task's number from 1, the number of tasks, the score.
 
     Raises CoreError, on all ranks, for what cannot be scored: a failure is never a wrong answer.
     """
     bundle = Path(bundle_dir)
     scorer = Scorer(
-        encode=encode,
         bos_id=bos_id,
         logits_at=logits_at,
         rank=rank,
@@ -121,15 +142,9 @@ def evaluate(
         gather=gather,
     )
     suite = read_tasks(bundle, cap=cap, labels=tasks)
-    scores = []
+    source = PromptSource(encode, bos_id, cache=cache)
     with _record_file(records if rank == 0 else None) as stream:
-        for number, task in enumerate(suite, start=1):
-            began = time.perf_counter()
-            items = score_task(scorer, task)
-            _write_records(stream, task, items)
-            scores.append(_summarise(task, items, time.perf_counter() - began))
-            if on_task:
-                on_task(number, len(suite), scores[-1])
+        scores, prompt_seconds = _score_suite(scorer, source, suite, stream, on_task)
     pins = tuple(file_digest(bundle / name) for name in ("core.yaml", "eval_meta_data.csv"))
     return CoreResult(
         core=_mean([score.centered for score in scores]),
@@ -139,13 +154,50 @@ def evaluate(
         csv_sha256=pins[1],
         cap=cap or None,
         max_tokens=max_tokens,
+        prompt_seconds=prompt_seconds,
         tasks=tuple(scores),
     )
+
+
+def _score_suite(
+    scorer: Scorer,
+    source: PromptSource,
+    suite: Sequence[Task],
+    stream: TextIO | None,
+    on_task: Callable[[int, int, TaskScore], None] | None,
+) -> tuple[list[TaskScore], float]:
+    """The scores of all tasks in turn, and the seconds that their prompts took."""
+    began = time.perf_counter()
+    _share_rendering(scorer, source, suite)
+    scores: list[TaskScore] = []
+    prompt_seconds = time.perf_counter() - began
+    for number, task in enumerate(suite, start=1):
+        began = time.perf_counter()
+        columns = source.columns(task)
+        rendered = time.perf_counter()
+        items = score_task(scorer, task, columns)
+        _write_records(stream, task, items)
+        scores.append(_summarise(task, items, time.perf_counter() - rendered))
+        prompt_seconds += rendered - began
+        if on_task:
+            on_task(number, len(suite), scores[-1])
+    return scores, prompt_seconds
 
 
 def centered(acc: float, baseline: float) -> float:
     """Accuracy on a scale where guessing (`baseline`, a fraction) is 0 and perfect is 1."""
     return (acc - baseline) / (1 - baseline)
+
+
+def _share_rendering(scorer: Scorer, source: PromptSource, suite: Sequence[Task]) -> None:
+    """Each rank puts its share of the tasks into the cache, where all find them afterwards."""
+    if scorer.gather is None or scorer.world == 1 or not source.has_cache:
+        return
+    # What cannot be rendered is raised when its turn comes, on all ranks at the same place.
+    with suppress(CoreError):
+        for task in suite[scorer.rank :: scorer.world]:
+            source.columns(task)
+    scorer.gather(None)
 
 
 def _summarise(task: Task, items: Sequence[ItemScore], seconds: float) -> TaskScore:
@@ -216,6 +268,7 @@ def _write_records(stream: TextIO | None, task: Task, items: Sequence[ItemScore]
             "chosen": item.chosen,
             "correct": item.correct,
             "losses": [None if math.isnan(loss) else loss for loss in item.losses],
+            "prompt": f"{item.text_hash:016x}",
         }
         stream.write(json.dumps(line, allow_nan=False) + "\n")
     stream.flush()

@@ -5,13 +5,17 @@ position t is predicted by the logits at t - 1, so a region that starts at 0 has
 Prompts and regions follow the suite as nanochat computes it (tasks/core and DCLM's ICL rules).
 """
 
+import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nmoe.eval.tasks import CoreError, Task, options_of
+
+# The ordinary tokens of a text, a list or an array of ids: no BOS, no special tokens.
+Encode = Callable[[str], Sequence[int] | np.ndarray]
 
 # The shots of item i come from a generator seeded with this number plus i.
 SHOT_SEED = 1234
@@ -33,9 +37,13 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One scored item: a prompt for each option, or one prompt for language modeling (no gold)."""
+    """One scored item: a prompt for each option, or one prompt for language modeling (no gold).
+
+    `text_hash` identifies the rendered texts: items with equal hashes asked the same question.
+    """
 
     index: int
+    text_hash: int
     gold: int | None
     prompts: tuple[Prompt, ...]
     is_cropped: bool
@@ -57,38 +65,85 @@ def render(task: Task, index: int) -> list[str]:
 
 
 def build_item(
-    task: Task,
-    index: int,
-    *,
-    encode: Callable[[str], list[int]],
-    bos_id: int,
-    max_tokens: int | None = None,
+    task: Task, index: int, *, encode: Encode, bos_id: int, max_tokens: int | None = None
 ) -> Item:
     """Render and encode item `index`; with `max_tokens`, keep only the last tokens of each row.
 
     Raises CoreError when the answer does not extend the question token by token (language
     modeling), or when a region does not fit into `max_tokens`.
     """
-    where = f"task {task.label!r} item {index}"
-    rows = [np.array([bos_id, *encode(text)], dtype=np.int32) for text in render(task, index)]
+    texts = render(task, index)
+    prompts = encode_prompts(task, index, texts, encode=encode, bos_id=bos_id)
+    return fit_item(task, index, prompts, text_hash=hash_texts(texts), max_tokens=max_tokens)
+
+
+def hash_texts(texts: Sequence[str]) -> int:
+    """64 bits that identify the rendered texts of an item."""
+    data = "\0".join(texts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+
+
+def encode_prompts(
+    task: Task, index: int, texts: Sequence[str], *, encode: Encode, bos_id: int
+) -> list[Prompt]:
+    """The token rows of the rendered texts with their regions, as long as they are.
+
+    Raises CoreError when the answer does not extend the question token by token.
+    """
+    rows = [_with_bos(encode(text), bos_id) for text in texts]
     match task.task_type:
         case "multiple_choice":
-            start = _common_prefix(rows)
-            prompts = [Prompt(tokens=row, start=start, end=len(row)) for row in rows]
+            start = common_prefix(rows)
+            return [Prompt(tokens=row, start=start, end=len(row)) for row in rows]
         case "schema":
-            length = _common_prefix([row[::-1] for row in rows])
-            prompts = [Prompt(tokens=row, start=len(row) - length, end=len(row)) for row in rows]
+            length = common_prefix([row[::-1] for row in rows])
+            return [Prompt(tokens=row, start=len(row) - length, end=len(row)) for row in rows]
         case "language_modeling":
-            prompts = [_continuation(where, *rows)]
+            return [_continuation(_where(task, index), *rows)]
+
+
+def fit_item(
+    task: Task,
+    index: int,
+    prompts: Sequence[Prompt],
+    *,
+    text_hash: int,
+    max_tokens: int | None,
+) -> Item:
+    """The item of encoded prompts; with `max_tokens`, only the last tokens of each row.
+
+    Raises CoreError when a region does not fit into `max_tokens`.
+    """
+    where = _where(task, index)
     cropped = tuple(_crop(where, prompt, max_tokens) for prompt in prompts)
     if task.task_type == "language_modeling" and cropped[0].num_scored == 0:
         raise CoreError(f"{where}: its answer fills all {max_tokens} tokens of the context")
     return Item(
         index=index,
+        text_hash=text_hash,
         gold=task.rows[index]["gold"] if options_of(task, task.rows[index]) else None,
         prompts=cropped,
         is_cropped=any(max_tokens is not None and len(row.tokens) > max_tokens for row in prompts),
     )
+
+
+def common_prefix(rows: Sequence[np.ndarray]) -> int:
+    """Number of leading tokens that all rows share."""
+    shortest = min(len(row) for row in rows)
+    differs = np.zeros(shortest, dtype=bool)
+    for row in rows[1:]:
+        differs |= row[:shortest] != rows[0][:shortest]
+    return int(differs.argmax()) if differs.any() else shortest
+
+
+def _where(task: Task, index: int) -> str:
+    return f"task {task.label!r} item {index}"
+
+
+def _with_bos(ids: Sequence[int] | np.ndarray, bos_id: int) -> np.ndarray:
+    row = np.empty(1 + len(ids), dtype=np.int32)
+    row[0], row[1:] = bos_id, ids
+    return row
 
 
 def _draw_shots(task: Task, index: int) -> list[dict]:
@@ -107,15 +162,6 @@ def _shot(task: Task, row: dict) -> str:
             return row["context_options"][row["gold"]] + task.delimiter + row["continuation"]
         case "language_modeling":
             return row["context"].strip() + task.delimiter + row["continuation"]
-
-
-def _common_prefix(rows: list[np.ndarray]) -> int:
-    """Number of leading tokens that all rows share."""
-    shortest = min(len(row) for row in rows)
-    differs = np.zeros(shortest, dtype=bool)
-    for row in rows[1:]:
-        differs |= row[:shortest] != rows[0][:shortest]
-    return int(differs.argmax()) if differs.any() else shortest
 
 
 def _continuation(where: str, full: np.ndarray, stem: np.ndarray) -> Prompt:

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nmoe.eval.prompts import Item, build_item
+from nmoe.eval.columns import Columns, Sizes
+from nmoe.eval.prompts import Item
 from nmoe.eval.tasks import CoreError, Task
-
-# The ordinary tokens of a text: no BOS, no special tokens.
-Encode = Callable[[str], list[int]]
 
 # (tokens_BS, rows_N, cols_N) -> logits_NV in fp32 at the asked (row, position) pairs. Inputs are
 # int64 on the CPU; rows are padded on the right with BOS, those of one item are adjacent; V is the
@@ -36,6 +34,7 @@ class ItemScore:
     """Outcome of one item: mean loss per option in nats, NaN for an empty region."""
 
     index: int
+    text_hash: int
     gold: int | None
     chosen: int | None
     correct: bool
@@ -47,7 +46,6 @@ class ItemScore:
 class Scorer:
     """The model's seam and how the work is dealt out; one for a whole evaluation."""
 
-    encode: Encode
     bos_id: int
     logits_at: LogitsAt
     rank: int
@@ -71,69 +69,44 @@ class _BadLogits(CoreError):
     """The model's answer is not a finite [N, V] tensor that covers the targets."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Size:
-    """What an item adds to a batch: rows, tokens of its longest row, scored positions."""
-
-    num_rows: int
-    num_tokens: int
-    num_positions: int
-
-
-def _size_of(item: Item) -> _Size:
-    """Its size in a batch."""
-    return _Size(
-        num_rows=len(item.prompts),
-        num_tokens=max(len(prompt.tokens) for prompt in item.prompts),
-        num_positions=sum(prompt.num_scored for prompt in item.prompts),
-    )
-
-
-def score_task(scorer: Scorer, task: Task) -> list[ItemScore]:
+def score_task(scorer: Scorer, task: Task, columns: Columns) -> list[ItemScore]:
     """All items of a task in index order, gathered from all ranks.
 
-    Every rank renders every item: so all know how many calls the busiest rank needs, and a prompt
-    that cannot be scored stops all of them at the same place.
+    Every rank knows the sizes of every item: so all know how many calls the busiest rank needs,
+    and a prompt that cannot be scored stops all of them at the same place.
     """
-    mine: list[Item] = []
-    sizes: list[list[_Size]] = [[] for _ in range(scorer.world)]
-    for index in range(len(task.rows)):
-        item = build_item(
-            task,
-            index,
-            encode=scorer.encode,
-            bos_id=scorer.bos_id,
-            max_tokens=scorer.max_tokens,
-        )
-        sizes[index % scorer.world].append(_size_of(item))
-        if index % scorer.world == scorer.rank:
-            mine.append(item)
-    plans = [_plan_batches(of_rank, scorer.batch_tokens) for of_rank in sizes]
+    sizes = columns.sizes(task, max_tokens=scorer.max_tokens)
+    plans = [
+        _plan_batches(sizes, range(rank, len(task.rows), scorer.world), scorer.batch_tokens)
+        for rank in range(scorer.world)
+    ]
+    mine = plans[scorer.rank]
     scores: list[ItemScore] = []
     problem = None
     for call in range(max(len(plan) for plan in plans)):
-        if call >= len(plans[scorer.rank]) or problem:
+        if call >= len(mine) or problem:
             _idle(scorer)
             continue
+        batch = [columns.item(task, index, max_tokens=scorer.max_tokens) for index in mine[call]]
         try:
-            scores += _score_batch(scorer, task, [mine[i] for i in plans[scorer.rank][call]])
+            scores += _score_batch(scorer, task, batch)
         except _BadLogits as error:
             # The other ranks wait in the next call: stay in step, and stop together afterwards.
             problem = f"task {task.label!r}: {error}"
     return _gather_scores(scorer, task, scores, problem)
 
 
-def _plan_batches(sizes: Sequence[_Size], batch_tokens: int) -> list[list[int]]:
+def _plan_batches(sizes: Sizes, items: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Deal items into batches, longest first; a batch holds one item at least."""
     batches: list[list[int]] = []
     width = rows = positions = 0
-    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i].num_tokens, i)):
-        size = sizes[i]
-        rows += size.num_rows
-        positions += size.num_positions
+    for i in sorted(items, key=lambda i: (-sizes.num_tokens[i], i)):
+        rows += sizes.num_rows[i]
+        positions += sizes.num_positions[i]
         if not batches or rows * width > batch_tokens or positions > _MAX_POSITIONS:
             batches.append([])
-            width, rows, positions = size.num_tokens, size.num_rows, size.num_positions
+            width, rows = sizes.num_tokens[i], sizes.num_rows[i]
+            positions = sizes.num_positions[i]
         batches[-1].append(i)
     return batches
 
@@ -224,6 +197,7 @@ def _decide(task: Task, item: Item, losses: list[float], is_hit: bool) -> ItemSc
     chosen = None if task.task_type == "language_modeling" else losses.index(min(losses))
     return ItemScore(
         index=item.index,
+        text_hash=item.text_hash,
         gold=item.gold,
         chosen=chosen,
         correct=is_hit if chosen is None else chosen == item.gold,

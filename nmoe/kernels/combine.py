@@ -13,15 +13,15 @@ from nmoe.kernels.experts import block
 TOKENS = 8  # a program
 
 
-def combine(y_RD: Tensor, row_TK: Tensor, gates_TK: Tensor | None) -> Tensor:
-    """y_TD: sum over choices of gate * y[row]; without gates the plain sum. Row -1 adds nothing."""
+def combine(y_RD: Tensor, row_TK: Tensor) -> Tensor:
+    """y_TD: sum over choices of y[row]. Row -1 adds nothing."""
     num_tokens, top_k = row_TK.shape
     dim = y_RD.shape[1]
     y_TD = y_RD.new_empty(num_tokens, dim)
     columns = block(dim, 256)
     if num_tokens:
         _combine[(triton.cdiv(num_tokens, TOKENS), dim // columns)](
-            y_RD, row_TK, gates_TK, y_TD, num_tokens, dim, top_k, TOKENS, columns, num_warps=8
+            y_RD, row_TK, y_TD, num_tokens, dim, top_k, TOKENS, columns, num_warps=8
         )
     return y_TD
 
@@ -39,7 +39,7 @@ def gate_grads(dgate_BR: Tensor, row_TK: Tensor) -> Tensor:
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _combine(
-    y, row_TK, gates_TK, out, num_tokens,
+    y, row_TK, out, num_tokens,
     D: tl.constexpr, K: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
@@ -48,11 +48,7 @@ def _combine(
     for k in tl.static_range(K):
         row = tl.load(row_TK + token * K + k, mask=token < num_tokens, other=-1)
         at = row.to(tl.int64)[:, None] * D + column[None, :]
-        values = tl.load(y + at, mask=(row >= 0)[:, None], other=0.0).to(tl.float32)
-        if gates_TK is not None:
-            gate = tl.load(gates_TK + token * K + k, mask=row >= 0, other=0.0)
-            values = values * gate[:, None]
-        total += values
+        total += tl.load(y + at, mask=(row >= 0)[:, None], other=0.0).to(tl.float32)
     at = token.to(tl.int64)[:, None] * D + column[None, :]
     tl.store(out + at, total.to(out.dtype.element_ty), mask=(token < num_tokens)[:, None])
 

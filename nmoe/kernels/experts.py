@@ -1,8 +1,8 @@
 """The experts' matrix products over sorted rows: up, down, dH, dW, dX; bf16 in, fp32 sums.
 
-    h = x[slot] W13          a = act(h)            y = a W2
-    da = gate * dy[slot] W2^T     dh = act'(h) da      dgate = (dy[slot] W2^T) . a
-    dW2 = (gate a)^T dy[slot]     dW13 = x[slot]^T dh      dx = dh W13^T
+    h = x[slot] W13             a = gate * act(h)         y = a W2
+    da = gate * dy[slot] W2^T     dh = act'(h) da           dgate = (dy[slot] W2^T) . act(h)
+    dW2 = a^T dy[slot]            dW13 = x[slot]^T dh       dx = dh W13^T
 
 Weights, h and dh lie as `nmoe.expert_layout` says. x and dy are read through `slot_R`, so no packed
 copy is made. Padding rows repeat the last real row of their segment with gate 0, so that no mask is
@@ -11,6 +11,7 @@ needed and nothing undefined is read. Programs are persistent, and row counts st
 Legend: R rows with padding, S slots, D model, F expert hidden, e local experts, BM BN BK tile.
 """
 
+import threading
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,6 +22,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nmoe.config import Activation
 from nmoe.expert_layout import GROUP, Rows, parts
+
+# Autograd's threads start without a CUDA context; a launch by torch gives them one, and the maps of
+# `TensorDescriptor` need it.
+_context = threading.local()
 
 
 class Tile(NamedTuple):
@@ -35,6 +40,8 @@ class Tile(NamedTuple):
     m: int = 128  # rows of a dW tile; elsewhere the tile of `Rows` decides
 
 
+STORE = 64  # columns that an epilogue writes at once: whole lines of 128 bytes
+
 UP = Tile(n=128, k=64, warps=8, stages=3, per_sm=2)
 DOWN = Tile(n=256, k=64, warps=8, stages=3)
 DH = Tile(n=128, k=64, warps=8, stages=3, per_sm=2, registers=128)
@@ -45,7 +52,7 @@ DW = Tile(m=128, n=128, k=32, warps=4, stages=5)
 def up(
     x_SD: Tensor, w13_eDG: Tensor, rows: Rows, *, activation: Activation, cut: Tile = UP
 ) -> tuple[Tensor, Tensor]:
-    """(h_RG, a_RF): pre-activations, kept for backward, and activations."""
+    """(h_RG, a_RF): pre-activations and gated activations, both kept for backward."""
     check(activation, x=x_SD, w13=w13_eDG)
     _, dim, width = w13_eDG.shape
     hidden, num_rows = width // parts(activation), len(rows.slot_R)
@@ -54,17 +61,17 @@ def up(
     _up[programs(x_SD, cut)](
         x_SD,
         matrix(w13_eDG, bk, bn),
-        matrix(h_RG, rows.tile, GROUP),
-        matrix(a_RF, rows.tile, GROUP),
-        rows.slot_R, rows.end_e, rows.expert_of_tile, rows.num_tiles,
-        dim, width, activation, GROUP, rows.tile, bn, bk, is_wide(x_SD),
+        matrix(h_RG, rows.tile, STORE),
+        matrix(a_RF, rows.tile, STORE),
+        rows.slot_R, rows.gate_R, rows.end_e, rows.expert_of_tile, rows.num_tiles,
+        dim, width, activation, STORE, rows.tile, bn, bk, is_wide(x_SD),
         num_warps=cut.warps, num_stages=cut.stages, maxnreg=cut.registers,
     )  # fmt: skip
     return h_RG, a_RF
 
 
 def down(a_RF: Tensor, w2_eFD: Tensor, rows: Rows, *, cut: Tile = DOWN) -> Tensor:
-    """y_RD = a W2 of each row's expert; not gated."""
+    """y_RD = a W2 of each row's expert."""
     _, hidden, dim = w2_eFD.shape
     y_RD = a_RF.new_empty(len(rows.slot_R), dim)
     bn, bk = block(dim, cut.n), block(hidden, cut.k)
@@ -87,26 +94,25 @@ def down_grad(
     *,
     activation: Activation,
     cut: Tile = DH,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dh_RG, gated_RF, dgate_BR): gated_RF is gate * a for dW2; dgate is the sum over dim 0."""
+) -> tuple[Tensor, Tensor]:
+    """(dh_RG, dgate_BR): dgate is the sum over dim 0."""
     check(activation, dy=dy_SD, w2=w2_eFD)
     _, hidden, dim = w2_eFD.shape
     num_rows = len(rows.slot_R)
-    dh_RG, gated_RF = torch.empty_like(h_RG), dy_SD.new_empty(num_rows, hidden)
+    dh_RG = torch.empty_like(h_RG)
     bn, bk = block(hidden, cut.n), block(dim, cut.k)
     dgate_BR = torch.empty(hidden // bn, num_rows, dtype=torch.float32, device=dy_SD.device)
     _down_grad[programs(dy_SD, cut)](
         dy_SD,
         matrix(w2_eFD, bn, bk),
         matrix(h_RG, rows.tile, GROUP * parts(activation)),
-        matrix(dh_RG, rows.tile, GROUP),
-        matrix(gated_RF, rows.tile, GROUP),
+        matrix(dh_RG, rows.tile, GROUP * parts(activation)),
         dgate_BR,
         rows.slot_R, rows.gate_R, rows.end_e, rows.expert_of_tile, rows.num_tiles,
         num_rows, dim, hidden, activation, GROUP, rows.tile, bn, bk, is_wide(dy_SD),
         num_warps=cut.warps, num_stages=cut.stages, maxnreg=cut.registers,
     )  # fmt: skip
-    return dh_RG, gated_RF, dgate_BR
+    return dh_RG, dgate_BR
 
 
 def up_grad(dh_RG: Tensor, w13_eDG: Tensor, rows: Rows, *, cut: Tile = DX) -> Tensor:
@@ -174,6 +180,9 @@ def block(size: int, limit: int) -> int:
 
 def matrix(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
     """A stack of matrices as one, read and written in blocks."""
+    if tensor.is_cuda and not hasattr(_context, "is_current"):
+        torch.zeros(1, device=tensor.device)
+        _context.is_current = True
     flat = tensor.view(-1, tensor.shape[-1])
     return TensorDescriptor.from_tensor(flat, [rows, columns])
 
@@ -229,39 +238,54 @@ def _split(tile):
 
 
 @triton.jit
+def _beside(left, right):
+    """One tile of two: the inverse of `_split`."""
+    shape: tl.constexpr = (left.shape[0], 2 * left.shape[1])
+    return tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), shape)
+
+
+@triton.jit
 def _up(
-    x, w13, h, a, slot_R, end_e, expert_of_tile, num_tiles,
-    D: tl.constexpr, G: tl.constexpr, ACTIVATION: tl.constexpr, GROUP: tl.constexpr,
+    x, w13, h, a, slot_R, gate_R, end_e, expert_of_tile, num_tiles,
+    D: tl.constexpr, G: tl.constexpr, ACTIVATION: tl.constexpr, STORE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     COLUMNS: tl.constexpr = G // BN
     for t in tl.range(tl.program_id(0), tl.load(num_tiles) * COLUMNS, tl.num_programs(0)):
         first, n = (t // COLUMNS) * BM, (t % COLUMNS) * BN
         expert = tl.load(expert_of_tile + t // COLUMNS)
-        row = tl.minimum(first + tl.arange(0, BM), tl.load(end_e + expert) - 1)
-        at = x + _starts(slot_R, row, D, WIDE)[:, None] + tl.arange(0, BK)[None, :]
+        row = first + tl.arange(0, BM)
+        end = tl.load(end_e + expert)
+        start = _starts(slot_R, tl.minimum(row, end - 1), D, WIDE)
+        at = x + start[:, None] + tl.arange(0, BK)[None, :]
         total = tl.zeros((BM, BN), tl.float32)
         for k in range(0, D, BK):
             total = tl.dot(tl.load(at + k), w13.load([expert * D + k, n]), total)
-        _store_up(total, h, a, first, n, ACTIVATION, GROUP)
+        gate = tl.load(gate_R + row, mask=row < end, other=0.0)
+        _store_up(total, h, a, gate, first, n, ACTIVATION, STORE)
 
 
 @triton.jit
-def _store_up(total, h, a, first, n, ACTIVATION: tl.constexpr, GROUP: tl.constexpr):
-    """Write columns n.. of h and the activations they hold, a group at a time."""
+def _store_up(total, h, a, gate, first, n, ACTIVATION: tl.constexpr, STORE: tl.constexpr):
+    """Write columns n.. of h and the gated activations they hold, STORE columns at a time."""
     WIDTH: tl.constexpr = total.shape[1]
-    if ACTIVATION == "relu_squared" and WIDTH == GROUP:
+    if ACTIVATION == "relu_squared" and WIDTH == STORE:
         h.store([first, n], total.to(tl.bfloat16))
-        a.store([first, n], _activate(total, total, ACTIVATION).to(tl.bfloat16))
+        act = _activate(total, total, ACTIVATION)
+        a.store([first, n], (act * gate[:, None]).to(tl.bfloat16))
     else:
         low, high = _split(total)
-        if ACTIVATION != "relu_squared" and WIDTH == 2 * GROUP:
+        if ACTIVATION != "relu_squared" and WIDTH == 2 * STORE:
             h.store([first, n], low.to(tl.bfloat16))
-            h.store([first, n + GROUP], high.to(tl.bfloat16))
-            a.store([first, n // 2], _activate(low, high, ACTIVATION).to(tl.bfloat16))
+            h.store([first, n + STORE], high.to(tl.bfloat16))
+            h1, h3 = _split(low)
+            left = (_activate(h1, h3, ACTIVATION) * gate[:, None]).to(tl.bfloat16)
+            h1, h3 = _split(high)
+            right = (_activate(h1, h3, ACTIVATION) * gate[:, None]).to(tl.bfloat16)
+            a.store([first, n // 2], _beside(left, right))
         else:
-            _store_up(low, h, a, first, n, ACTIVATION, GROUP)
-            _store_up(high, h, a, first, n + WIDTH // 2, ACTIVATION, GROUP)
+            _store_up(low, h, a, gate, first, n, ACTIVATION, STORE)
+            _store_up(high, h, a, gate, first, n + WIDTH // 2, ACTIVATION, STORE)
 
 
 @triton.jit
@@ -287,7 +311,7 @@ def _product(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _down_grad(
-    dy, w2, h, dh, gated, dgate_BR, slot_R, gate_R, end_e, expert_of_tile, num_tiles, num_rows,
+    dy, w2, h, dh, dgate_BR, slot_R, gate_R, end_e, expert_of_tile, num_tiles, num_rows,
     D: tl.constexpr, F: tl.constexpr, ACTIVATION: tl.constexpr, GROUP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -303,36 +327,31 @@ def _down_grad(
         for k in range(0, D, BK):
             da = tl.dot(tl.load(at + k), w2.load([expert * F + n, k]).T, da)
         gate = tl.load(gate_R + row, mask=row < end, other=0.0)
-        dgate = _store_down_grad(da, h, dh, gated, gate, first, n, ACTIVATION, GROUP)
+        dgate = _store_down_grad(da, h, dh, gate, first, n, ACTIVATION, GROUP)
         tl.store(dgate_BR + (t % COLUMNS) * num_rows + row, dgate)
 
 
 @triton.jit
-def _store_down_grad(
-    da, h, dh, gated, gate, first, n, ACTIVATION: tl.constexpr, GROUP: tl.constexpr
-):
-    """Write columns n.. of gate * a and their dh, a group at a time; returns their d(gate)."""
+def _store_down_grad(da, h, dh, gate, first, n, ACTIVATION: tl.constexpr, GROUP: tl.constexpr):
+    """Write the dh of columns n.., a group at a time; returns their part of d(gate)."""
     WIDTH: tl.constexpr = da.shape[1]
     if WIDTH > GROUP:
         low, high = _split(da)
-        dgate = _store_down_grad(low, h, dh, gated, gate, first, n, ACTIVATION, GROUP)
+        dgate = _store_down_grad(low, h, dh, gate, first, n, ACTIVATION, GROUP)
         n += WIDTH // 2
-        dgate += _store_down_grad(high, h, dh, gated, gate, first, n, ACTIVATION, GROUP)
+        dgate += _store_down_grad(high, h, dh, gate, first, n, ACTIVATION, GROUP)
     else:
         if ACTIVATION == "relu_squared":
             h1 = h.load([first, n]).to(tl.float32)
             h3 = h1
         else:
             h1, h3 = _split(h.load([first, 2 * n]).to(tl.float32))
-        act = _activate(h1, h3, ACTIVATION)
-        dgate = tl.sum(da * act, 1)
-        gated.store([first, n], (act * gate[:, None]).to(tl.bfloat16))
+        dgate = tl.sum(da * _activate(h1, h3, ACTIVATION), 1)
         dh1, dh3 = _activate_grad(h1, h3, da * gate[:, None], ACTIVATION)
         if ACTIVATION == "relu_squared":
             dh.store([first, n], dh1.to(tl.bfloat16))
         else:
-            dh.store([first, 2 * n], dh1.to(tl.bfloat16))
-            dh.store([first, 2 * n + GROUP], dh3.to(tl.bfloat16))
+            dh.store([first, 2 * n], _beside(dh1.to(tl.bfloat16), dh3.to(tl.bfloat16)))
     return dgate
 
 

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from nmoe.config import Impl
-from nmoe.rdep.ipc import Ipc
+from nmoe.rdep.device import DeviceWire, flag_region
+from nmoe.rdep.host import HostWire
+from nmoe.rdep.ipc import PHASES, Ipc, Wire, regions
 from nmoe.rdep.layout import Arrived, share
-from nmoe.rdep.peers import PeerError, PeerLost, PeerTimeout
+from nmoe.rdep.peers import PeerError, PeerLost, Peers, PeerTimeout, Region
 from nmoe.rdep.single import Single
+from nmoe.rdep.symmetric import SymmetricMemory
 
 __all__ = [
     "Arrived",
@@ -45,7 +48,7 @@ class Transport(Protocol):
         ...
 
     def combine(self, y_RD: Tensor, arrived: Arrived) -> Tensor:
-        """y_TD, the sum of gate * y over each token's rows, in fp32, sent home one row an owner."""
+        """y_TD, the sum of y over each token's rows, in fp32, sent home one row an owner."""
         ...
 
     def dispatch_grads(self, dy_TD: Tensor, arrived: Arrived) -> Tensor:
@@ -58,9 +61,16 @@ class Transport(Protocol):
         """(dx_TD, dgates_TK): sums over each token's rows; x_SD and dy_SD are no longer read."""
         ...
 
+    def check(self) -> None:
+        """Raise PeerTimeout when a wait on the device has given up; waits for the device."""
+        ...
+
     def close(self) -> None:
         """Leave; peers that still wait for this rank raise PeerLost."""
         ...
+
+
+SLOTS = 64  # of a source: kernels read and write whole blocks of them
 
 
 def open_transport(
@@ -86,14 +96,33 @@ def open_transport(
     local_experts = share(num_experts, rank=rank, world=world)
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"expert rows: got {dtype}, expected torch.float32 or torch.bfloat16.")
+    if torch.device(device).type == "cuda" and impl == "reference" and world > 1:
+        raise ValueError(
+            f'expert transport on {world} ranks: got impl "reference" on {device}, expected '
+            '"triton". Run the reference on one rank or on CPU ranks.'
+        )
     if world == 1:
         return Single(num_experts=num_experts, dtype=dtype, impl=impl)
-    if torch.device(device).type != "cpu":
-        raise ValueError(
-            f"expert transport on {world} ranks: got device {device}, expected cpu. "
-            "Run on one rank."
-        )
+    stride = max_tokens if impl == "reference" else -(-max_tokens // SLOTS) * SLOTS
+    wire = _open_wire(
+        regions(
+            world=world,
+            stride=stride,
+            top_k=top_k,
+            dim=dim,
+            num_layers=num_layers,
+            dtype=dtype,
+        ),
+        rank=rank,
+        world=world,
+        stride=stride,
+        num_experts=num_experts,
+        device=torch.device(device),
+        impl=impl,
+        timeout_s=timeout_s,
+    )
     return Ipc(
+        wire,
         rank=rank,
         world=world,
         local_experts=local_experts,
@@ -102,5 +131,28 @@ def open_transport(
         max_tokens=max_tokens,
         num_layers=num_layers,
         dtype=dtype,
-        timeout_s=timeout_s,
     )
+
+
+def _open_wire(
+    needed: dict[str, Region],
+    *,
+    rank: int,
+    world: int,
+    stride: int,
+    num_experts: int,
+    device: torch.device,
+    impl: Impl,
+    timeout_s: float,
+) -> Wire:
+    if impl == "triton":
+        needed |= flag_region(world)
+    memory: Peers | SymmetricMemory
+    if device.type == "cuda":
+        memory = SymmetricMemory(rank=rank, world=world, regions=needed, device=device)
+    else:
+        memory = Peers(rank=rank, world=world, regions=needed, phases=PHASES, timeout_s=timeout_s)
+    if isinstance(memory, Peers) and impl == "reference":
+        return HostWire(memory, stride=stride, num_experts=num_experts)
+    each = num_experts // world
+    return DeviceWire(memory, stride=stride, experts_per_rank=each, timeout_s=timeout_s)

@@ -3,7 +3,7 @@
 A layer and micro-batch has four phases, each "signal every rank, wait for every rank":
 
     FD  forward dispatch   counts, expert ids and gates to all ranks, x rows into recv[layer][me]
-    FR  forward return     per (token, owner) one row of gated sums into home[me]
+    FR  forward return     per (token, owner) one row of sums into home[me]
     BD  backward dispatch  dy rows into dy[me]
     BR  backward return    per (token, owner) one row of dx into home[me], d(gate) into dgates
 
@@ -32,27 +32,94 @@ however early it comes. Ranks without tokens or rows put no rows but signal all 
 All ranks make the same calls in the same order, and each rank checks its own: dispatch, combine; in
 the backward pass dispatch_grads, combine_grads.
 
-Legend: T tokens, D model, K top-k, R rows, P ranks, S = P * max_tokens slots, B parts of d(gate).
+How bytes move is a matter of the wire: `nmoe.rdep.host` between CPU ranks, `nmoe.rdep.device` of
+GPUs. The latter runs everything on one stream, so "before" above is the order of launches.
+
+Legend: T tokens, D model, K top-k, R rows, P ranks, S = P * stride slots, B parts of d(gate).
 """
 
-from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from nmoe import ops
+from nmoe.config import Impl
 from nmoe.rdep import layout
 from nmoe.rdep.layout import Arrived
-from nmoe.rdep.peers import Peers, Region
+from nmoe.rdep.peers import Region
 
-_PHASES = ("FD", "FR", "BD", "BR")
+PHASES = ("FD", "FR", "BD", "BR")
+
+
+class Wire(Protocol):
+    """Moves rows, sums and flags between ranks; knows nothing of the order of calls."""
+
+    impl: Impl
+    stride: int  # slots of a source, at least its tokens
+
+    def local(self, region: str) -> Tensor:
+        """My own region."""
+        ...
+
+    def push_choices(self, experts_TK: Tensor, gates_TK: Tensor) -> None:
+        """Ids, gates and the number of tokens to every rank."""
+        ...
+
+    def push_rows(self, region: str, x_TD: Tensor, experts_TK: Tensor) -> None:
+        """Each row once to every distinct owner of its token, into the token's slot there."""
+        ...
+
+    def push_sums(self, y_RD: Tensor, row_SK: Tensor) -> None:
+        """The sum of every slot with a row here to its source, one row each."""
+        ...
+
+    def push_gate_grads(self, dgate_BR: Tensor, row_SK: Tensor) -> None:
+        """d(gate) of every choice with a row here to the source of its token."""
+        ...
+
+    def sum_home(self, experts_TK: Tensor) -> Tensor:
+        """y_TD: what the owners of each token's experts left here, in rank order, in fp32."""
+        ...
+
+    def sync(self, phase: str) -> None:
+        """Signal every rank, wait for every rank."""
+        ...
+
+    def check(self) -> None:
+        """Raise PeerTimeout when a wait has given up; a device is waited for."""
+        ...
+
+    def close(self) -> None:
+        """Leave."""
+        ...
+
+
+def regions(
+    *, world: int, stride: int, top_k: int, dim: int, num_layers: int, dtype: torch.dtype
+) -> dict[str, Region]:
+    """What every rank holds for its peers to write."""
+    slots, choices = (world, stride, dim), (world, stride, top_k)
+    shared = {
+        "counts": Region(shape=(world,), dtype=torch.int32),
+        "experts": Region(shape=choices, dtype=torch.int32),
+        "gates": Region(shape=choices, dtype=torch.float32),
+        "dy": Region(shape=slots, dtype=dtype),
+        "home": Region(shape=slots, dtype=dtype),
+        "dgates": Region(shape=(stride * top_k,), dtype=torch.float32),
+    }
+    # a region of its own for each layer, because x_SD of every layer lives until its backward
+    return shared | {
+        f"recv{layer}": Region(shape=slots, dtype=dtype) for layer in range(num_layers)
+    }
 
 
 class Ipc:
-    """Expert transport of several CPU ranks over host shared memory."""
+    """Expert transport of several ranks of one host."""
 
     def __init__(
         self,
+        wire: Wire,
         *,
         rank: int,
         world: int,
@@ -62,24 +129,9 @@ class Ipc:
         max_tokens: int,
         num_layers: int,
         dtype: torch.dtype,
-        timeout_s: float,
     ) -> None:
-        self.rank, self.world = rank, world
+        self.wire, self.rank, self.world = wire, rank, world
         self.local_experts = local_experts
-        slots, choices = (world, max_tokens, dim), (world, max_tokens, top_k)
-        regions = {
-            "counts": Region(shape=(world, 1), dtype=torch.int32),
-            "experts": Region(shape=choices, dtype=torch.int32),
-            "gates": Region(shape=choices, dtype=torch.float32),
-            "dy": Region(shape=slots, dtype=dtype),
-            "home": Region(shape=slots, dtype=dtype),
-            "dgates": Region(shape=(max_tokens * top_k,), dtype=torch.float32),
-        }
-        # a region of its own for each layer, because x_SD of every layer lives until its backward
-        regions |= {f"recv{layer}": Region(shape=slots, dtype=dtype) for layer in range(num_layers)}
-        self.peers = Peers(
-            rank=rank, world=world, regions=regions, phases=_PHASES, timeout_s=timeout_s
-        )
         self._dtype, self._max_tokens, self._top_k, self._dim = dtype, max_tokens, top_k, dim
         self._turns = [0] * num_layers
         self._due = ""
@@ -89,45 +141,36 @@ class Ipc:
     ) -> Arrived:
         self._check(x_TD, experts_TK, gates_TK, layer=layer)
         self._enter("dispatch", due="", then="combine")
-        peers = self.peers
-        count, experts_wire = torch.tensor([len(x_TD)]).int(), experts_TK.int()
-        for owner in range(self.world):
-            peers.put(owner, "counts", count, at=(self.rank,))
-            peers.put(owner, "experts", experts_wire, at=(self.rank,))
-            peers.put(owner, "gates", gates_TK, at=(self.rank,))
-        self._push(f"recv{layer}", x_TD, experts_TK)
-        self._sync("FD")
-        gates_NK = peers.local("gates").flatten(0, 1)
+        wire = self.wire
+        wire.push_choices(experts_TK, gates_TK)
+        wire.push_rows(f"recv{layer}", x_TD, experts_TK)
+        wire.sync("FD")
         rows = ops.sort_rows(
-            peers.local("experts").flatten(0, 1),
-            gates_NK,
+            wire.local("experts").flatten(0, 1),
+            wire.local("gates").flatten(0, 1),
             self.local_experts,
-            count_P=peers.local("counts").flatten(),
-            stride=self._max_tokens,
-            impl="reference",
+            count_P=wire.local("counts"),
+            stride=wire.stride,
+            impl=wire.impl,
         )
         self._turns[layer] += 1
         return Arrived(
-            x_SD=peers.local(f"recv{layer}").flatten(0, 1),
+            x_SD=wire.local(f"recv{layer}").flatten(0, 1),
             rows=rows,
-            gates_NK=gates_NK,
             experts_TK=experts_TK,
             layer=layer,
             turn=self._turns[layer],
         )
 
     def combine(self, y_RD: Tensor, arrived: Arrived) -> Tensor:
-        row_SK = arrived.rows.row_NK
-        if y_RD.dtype != self._dtype or len(y_RD) != len(arrived.rows.slot_R):
+        num_rows = len(arrived.rows.slot_R)
+        if y_RD.dtype != self._dtype or len(y_RD) != num_rows:
             got = f"{y_RD.dtype} {tuple(y_RD.shape)}"
-            raise ValueError(
-                f"combine: got y {got}, expected {self._dtype} with {len(arrived.rows.slot_R)} "
-                "rows."
-            )
+            raise ValueError(f"combine: got y {got}, expected {self._dtype} with {num_rows} rows.")
         self._enter("combine", due="combine", then="")
-        self._send_home(ops.combine(y_RD, row_SK, arrived.gates_NK, impl="reference"), row_SK)
-        self._sync("FR")
-        return self._sum_home(arrived.experts_TK)
+        self.wire.push_sums(y_RD, arrived.rows.row_NK)
+        self.wire.sync("FR")
+        return self.wire.sum_home(arrived.experts_TK)
 
     def dispatch_grads(self, dy_TD: Tensor, arrived: Arrived) -> Tensor:
         if arrived.turn != self._turns[arrived.layer]:
@@ -136,60 +179,27 @@ class Ipc:
                 "layer overwrote them. Run each backward pass before the next forward pass."
             )
         self._enter("dispatch_grads", due="", then="combine_grads")
-        self._push("dy", dy_TD, arrived.experts_TK)
-        self._sync("BD")
-        return self.peers.local("dy").flatten(0, 1)
+        self.wire.push_rows("dy", dy_TD, arrived.experts_TK)
+        self.wire.sync("BD")
+        return self.wire.local("dy").flatten(0, 1)
 
     def combine_grads(
         self, dx_RD: Tensor, dgate_BR: Tensor, arrived: Arrived
     ) -> tuple[Tensor, Tensor]:
         self._enter("combine_grads", due="combine_grads", then="")
-        row_SK, top_k = arrived.rows.row_NK, self._top_k
-        self._send_home(ops.combine(dx_RD, row_SK, None, impl="reference"), row_SK)
-        dgates_SK = ops.gate_grads(dgate_BR, row_SK, impl="reference")
-        for home, (row_TK, dgates_TK) in enumerate(self._by_source(row_SK, dgates_SK)):
-            choice = (row_TK.flatten() >= 0).nonzero().flatten()
-            self.peers.put(home, "dgates", dgates_TK.flatten()[choice], index=choice)
-        self._sync("BR")
-        num_choices = len(arrived.experts_TK) * top_k
-        dgates = self.peers.local("dgates")[:num_choices].clone()
-        return self._sum_home(arrived.experts_TK), dgates.view(-1, top_k)
+        self.wire.push_sums(dx_RD, arrived.rows.row_NK)
+        self.wire.push_gate_grads(dgate_BR, arrived.rows.row_NK)
+        self.wire.sync("BR")
+        shape = arrived.experts_TK.shape
+        dgates_TK = self.wire.local("dgates")[: shape.numel()].clone().view(shape)
+        return self.wire.sum_home(arrived.experts_TK), dgates_TK
+
+    def check(self) -> None:
+        self.wire.check()
 
     def close(self) -> None:
         self._due = "nothing: the transport is closed"
-        self.peers.close()
-
-    def _push(self, region: str, rows_TD: Tensor, experts_TK: Tensor) -> None:
-        """Write each row once to every distinct owner of its token, into the token's slot there."""
-        for owner, tokens in enumerate(self._destinations(experts_TK)):
-            rows = rows_TD.index_select(0, tokens)
-            self.peers.put(owner, region, rows, at=(self.rank,), index=tokens)
-
-    def _send_home(self, sums_SD: Tensor, row_SK: Tensor) -> None:
-        """Write the sum of every (source, token) with a row here to its source."""
-        for home, (row_TK, sums_TD) in enumerate(self._by_source(row_SK, sums_SD)):
-            tokens = (row_TK >= 0).any(dim=1).nonzero().flatten()
-            self.peers.put(home, "home", sums_TD[tokens], at=(self.rank,), index=tokens)
-
-    def _sync(self, phase: str) -> None:
-        self.peers.signal(phase)
-        self.peers.wait(phase)
-
-    def _sum_home(self, experts_TK: Tensor) -> Tensor:
-        home = self.peers.local("home")
-        total_TD = torch.zeros(len(experts_TK), self._dim)
-        for owner, tokens in enumerate(self._destinations(experts_TK)):
-            total_TD.index_add_(0, tokens, home[owner].index_select(0, tokens).float())
-        return total_TD.to(self._dtype)
-
-    def _destinations(self, experts_TK: Tensor) -> tuple[Tensor, ...]:
-        num_experts = len(self.local_experts) * self.world
-        return layout.destinations(experts_TK, num_experts=num_experts, world=self.world)
-
-    def _by_source(self, first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Two tensors [S, ...] cut into the slots of every source."""
-        stride = self._max_tokens
-        return zip(first.split(stride), second.split(stride), strict=True)
+        self.wire.close()
 
     def _enter(self, call: str, *, due: str, then: str) -> None:
         """Refuse a call out of order: `due` must be outstanding now, `then` is afterwards."""

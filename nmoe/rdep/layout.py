@@ -26,7 +26,6 @@ class Arrived:
 
     x_SD: Tensor  # slots; one rank: the tokens themselves
     rows: Rows
-    gates_NK: Tensor  # fp32, of every slot; valid until the combine has returned
     experts_TK: Tensor  # what this rank itself dispatched
     layer: int
     turn: int = 0  # how many dispatches of this layer the transport had made, this one included

@@ -98,6 +98,10 @@ class Peers:
         """My own region as a tensor that shares memory but no autograd version with any other."""
         return self._view(self.rank, name)
 
+    def pointers(self, name: str) -> Tensor:
+        """int64 [P]: where this process sees the region of every rank."""
+        return torch.tensor([regions[name].data_ptr() for regions in self._targets])
+
     def put(
         self,
         dst: int,

@@ -29,10 +29,10 @@ class Single:
         num_experts = len(self.local_experts)
         layout.check(x_TD, experts_TK, gates_TK, num_experts=num_experts, dtype=self._dtype)
         rows = ops.sort_rows(experts_TK, gates_TK, self.local_experts, impl=self._impl)
-        return Arrived(x_SD=x_TD, rows=rows, gates_NK=gates_TK, experts_TK=experts_TK, layer=layer)
+        return Arrived(x_SD=x_TD, rows=rows, experts_TK=experts_TK, layer=layer)
 
     def combine(self, y_RD: Tensor, arrived: Arrived) -> Tensor:
-        return ops.combine(y_RD, arrived.rows.row_NK, arrived.gates_NK, impl=self._impl)
+        return ops.combine(y_RD, arrived.rows.row_NK, impl=self._impl)
 
     def dispatch_grads(self, dy_TD: Tensor, arrived: Arrived) -> Tensor:
         return dy_TD
@@ -41,8 +41,11 @@ class Single:
         self, dx_RD: Tensor, dgate_BR: Tensor, arrived: Arrived
     ) -> tuple[Tensor, Tensor]:
         row_TK = arrived.rows.row_NK
-        dx_TD = ops.combine(dx_RD, row_TK, None, impl=self._impl)
+        dx_TD = ops.combine(dx_RD, row_TK, impl=self._impl)
         return dx_TD, ops.gate_grads(dgate_BR, row_TK, impl=self._impl)
+
+    def check(self) -> None:
+        """Nothing waits."""
 
     def close(self) -> None:
         """Nothing is held."""

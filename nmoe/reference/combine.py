@@ -7,15 +7,12 @@ import torch
 from torch import Tensor
 
 
-def combine(y_RD: Tensor, row_NK: Tensor, gates_NK: Tensor | None) -> Tensor:
-    """y_ND: sum over choices of gate * y[row]; without gates the plain sum. Row -1 adds nothing."""
+def combine(y_RD: Tensor, row_NK: Tensor) -> Tensor:
+    """y_ND: sum over choices of y[row]. Row -1 adds nothing."""
     total_ND = torch.zeros(len(row_NK), y_RD.shape[1], dtype=torch.float32, device=y_RD.device)
-    for choice, row_N in enumerate(row_NK.long().unbind(dim=1)):
+    for row_N in row_NK.long().unbind(dim=1):
         here = (row_N >= 0).nonzero().flatten()
-        values = y_RD[row_N[here]].float()
-        if gates_NK is not None:
-            values = values * gates_NK[here, choice, None]
-        total_ND.index_add_(0, here, values)
+        total_ND.index_add_(0, here, y_RD[row_N[here]].float())
     return total_ND.to(y_RD.dtype)
 
 

@@ -1,14 +1,14 @@
 """The experts of one rank in plain torch, forward and backward, one expert after the other.
 
-    h = x[slot] W13               a = act(h)            y = a W2
-    da = gate * dy[slot] W2^T     dh = act'(h) da       dgate = (dy[slot] W2^T) . a
-    dW2 = (gate a)^T dy[slot]     dW13 = x[slot]^T dh   dx = dh W13^T
+    h = x[slot] W13               a = gate * act(h)     y = a W2
+    da = gate * dy[slot] W2^T     dh = act'(h) da       dgate = (dy[slot] W2^T) . act(h)
+    dW2 = a^T dy[slot]            dW13 = x[slot]^T dh   dx = dh W13^T
 
     swiglu          act = silu(h1) * h3
     relu_squared    act = relu(h1)^2
     squared_reglu   act = relu(h1)^2 * h3
 
-Products and activations are computed in fp32; h, a, y, dh, gate * a and dx are rounded to the dtype
+Products and activations are computed in fp32; h, a, y, dh and dx are rounded to the dtype
 of the rows. Padding rows are left undefined. Layout of weights, h and dh: `nmoe.expert_layout`.
 
 Legend: S slots, R rows, D model, F expert hidden, G columns of w13, e local experts.
@@ -28,19 +28,20 @@ from nmoe.expert_layout import Rows, pack, parts, unpack
 def up(
     x_SD: Tensor, w13_eDG: Tensor, rows: Rows, *, activation: Activation
 ) -> tuple[Tensor, Tensor]:
-    """(h_RG, a_RF): pre-activations, kept for backward, and activations."""
+    """(h_RG, a_RF): pre-activations and gated activations, both kept for backward."""
     width = w13_eDG.shape[2]
     h_RG = x_SD.new_zeros(len(rows.slot_R), width)
     a_RF = x_SD.new_zeros(len(rows.slot_R), width // parts(activation))
     for expert, segment, slots in _segments(rows):
         h = x_SD[slots].float() @ w13_eDG[expert].float()
         h_RG[segment] = h.to(x_SD.dtype)
-        a_RF[segment] = activate(h, activation=activation).to(x_SD.dtype)
+        a = rows.gate_R[segment, None] * activate(h, activation=activation)
+        a_RF[segment] = a.to(x_SD.dtype)
     return h_RG, a_RF
 
 
 def down(a_RF: Tensor, w2_eFD: Tensor, rows: Rows) -> Tensor:
-    """y_RD = a W2 of each row's expert; not gated."""
+    """y_RD = a W2 of each row's expert."""
     y_RD = a_RF.new_zeros(len(rows.slot_R), w2_eFD.shape[2])
     for expert, segment, _ in _segments(rows):
         y_RD[segment] = (a_RF[segment].float() @ w2_eFD[expert].float()).to(a_RF.dtype)
@@ -49,19 +50,17 @@ def down(a_RF: Tensor, w2_eFD: Tensor, rows: Rows) -> Tensor:
 
 def down_grad(
     dy_SD: Tensor, w2_eFD: Tensor, h_RG: Tensor, rows: Rows, *, activation: Activation
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dh_RG, gated_RF, dgate_1R): gated_RF is gate * a, which dW2 needs."""
+) -> tuple[Tensor, Tensor]:
+    """(dh_RG, dgate_1R)."""
     dh_RG = torch.zeros_like(h_RG)
-    gated_RF = h_RG.new_zeros(len(h_RG), w2_eFD.shape[1])
     dgate_1R = torch.zeros(1, len(h_RG), dtype=torch.float32, device=h_RG.device)
     for expert, segment, slots in _segments(rows):
         h, gate = h_RG[segment].float(), rows.gate_R[segment, None]
         a = activate(h, activation=activation)
         da = dy_SD[slots].float() @ w2_eFD[expert].float().mT
         dgate_1R[0, segment] = (da * a).sum(dim=1)
-        gated_RF[segment] = (gate * a).to(h_RG.dtype)
         dh_RG[segment] = activate_grad(h, gate * da, activation=activation).to(h_RG.dtype)
-    return dh_RG, gated_RF, dgate_1R
+    return dh_RG, dgate_1R
 
 
 def up_grad(dh_RG: Tensor, w13_eDG: Tensor, rows: Rows) -> Tensor:

@@ -1,6 +1,7 @@
 """The command line: exit codes, progress lines, the last line of stderr, and its start."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 from nmoe.data import cli
 from nmoe.data.manifest import MANIFEST_NAME, digest, read_manifest
 from nmoe.data.minibundle import is_whole
+from nmoe.data.mixture import PREP_KEYS
 from nmoe.paths import REPO_ROOT
 
 
@@ -181,6 +183,33 @@ def test_terminal_shows_rate_time_left_and_disk(
     assert "GB of disk left" in shown
 
 
+def test_file_gets_a_line_a_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ticks = iter([0.0, 30.0, 61.0, 62.0, 122.0])
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(ticks))
+    report = cli.Reporter("set", unit="bytes", is_json=False)
+
+    for done in (100, 200, 300, 400):
+        report(done, 1000, 10 * done)
+
+    assert capsys.readouterr().err.splitlines() == [
+        "set: 200 of 1,000 bytes, 32 tokens/s, 0:04:08 left",
+        "set: 400 of 1,000 bytes, 33 tokens/s, 0:03:04 left",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "option"),
+    [("text", "--revision"), ("parquet", "--files"), ("hf", "--keep"), ("hub_parquet", "--split")],
+)
+def test_option_of_another_source_is_refused(tmp_path: Path, source: str, option: str) -> None:
+    done = run(*("prep", "--source", source, "--dataset", "a/b"), option, "x", "--output", tmp_path)
+
+    assert done.returncode == 2
+    assert f"{option}: only for --source h" in done.stderr
+
+
 def test_prep_bundle_writes_the_bundle_once(tmp_path: Path) -> None:
     folder = tmp_path / "pocket_bundle"
 
@@ -216,3 +245,101 @@ def test_unfinished_folder_is_not_a_dataset(val: Path, tmp_path: Path) -> None:
             (tmp_path / path.name).write_bytes(path.read_bytes())
 
     assert run("verify", tmp_path).returncode == 4
+
+
+MIXTURE = """
+tokenizer = "byte"
+[sources.prose]
+source = "text"
+dataset = "texts/prose"
+[sources.rows]
+source = "jsonl"
+dataset = ["texts/rows.jsonl"]
+text_key = "body"
+[sources.made]
+path = "ready"
+[validation]
+source = "text"
+dataset = "texts/val.txt"
+"""
+
+
+@pytest.fixture
+def mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A mixture file and its texts in a data root of their own."""
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    texts = tmp_path / "texts"
+    (texts / "prose").mkdir(parents=True)
+    (texts / "prose" / "a.txt").write_text("It was a dark and stormy night.")
+    (texts / "rows.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
+    (texts / "val.txt").write_text("Call me Ishmael.")
+    (texts / "ready.txt").write_text("made before")
+    ready = ("--dataset", texts / "ready.txt", "--output", tmp_path / "ready")
+    done = run("prep", "--source", "text", *ready)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "stories.toml").write_text(MIXTURE)
+    return tmp_path / "stories.toml"
+
+
+def test_mixture_is_prepared_source_by_source_and_found_whole_again(mixture: Path) -> None:
+    first = run("prep-mixture", mixture, "--json")
+    again = run("prep-mixture", mixture)
+
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
+    jobs = [line["job"] for line in progress(first.stdout)]
+    assert list(dict.fromkeys(jobs)) == ["stories-prose", "stories-rows", "stories-val"]
+    assert again.stderr.count("\n") == 3
+    made = mixture.parent / "mixtures" / "stories"
+    assert sorted(path.name for path in made.iterdir()) == ["prose", "rows", "val"]
+    assert read_manifest(made / "rows").num_docs == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code", "message"),
+    [
+        ('"jsonl"', '"jsonnl"', 2, "stories.toml: rows is not what prep takes"),
+        ("text_key", "text_kee", 2, 'unknown key "text_kee". Did you mean "text_key"'),
+        ("text_key", "max_tokens", 2, "stories.toml: rows is not what prep takes"),
+        ("rows.jsonl", "rosw.jsonl", 4, "texts/rosw.jsonl, expected a file or a folder"),
+        ('"ready"', '"raedy"', 4, "no dataset in"),
+    ],
+)
+def test_mixture_that_cannot_be_prepared_is_refused_with_the_place(
+    mixture: Path, before: str, after: str, code: int, message: str
+) -> None:
+    mixture.write_text(MIXTURE.replace(before, after))
+
+    done = run("prep-mixture", mixture)
+
+    assert done.returncode == code
+    assert message in done.stderr.splitlines()[-1]
+    if code == 2:
+        assert not (mixture.parent / "mixtures").exists()
+
+
+def test_mixture_takes_the_options_of_prep() -> None:
+    options = set(re.findall(r"--([a-z-]+)", run("prep", "--help").stdout))
+    # what prep-mixture sets itself, or takes for all sources
+    options -= {"help", "output", "name", "tokenizer", "workers", "json", "mirror", "keep"}
+
+    assert {name.replace("-", "_") for name in options} <= PREP_KEYS
+
+
+def test_verify_tells_what_training_shares_with_validation(val: Path, tmp_path: Path) -> None:
+    text = "".join(f"line {number} of a text\n" for number in range(100))
+    (tmp_path / "text.txt").write_text(text)
+    other = tmp_path / "other"
+    done = run("prep", "--source", "text", "--dataset", tmp_path / "text.txt", "--output", other)
+    assert done.returncode == 0, done.stderr
+
+    apart = run("verify", other, "--against", val)
+    copied = run("verify", val, "--against", val, "--window", "64")
+    allowed = run("verify", val, "--against", val, "--max-overlap", "1", "--json")
+
+    assert apart.returncode == 0, apart.stderr
+    assert "(0.000%) lie in windows of 200 tokens" in apart.stdout
+    assert copied.returncode == 4
+    assert copied.stdout.count("\n  document ") == 5
+    assert "got 100.000% of its tokens, expected at most 1.000%" in copied.stderr.splitlines()[-1]
+    assert allowed.returncode == 0
+    assert progress(allowed.stdout)[-1]["overlap"]["share"] == 1.0

@@ -13,12 +13,17 @@ from hypothesis import strategies as st
 from nmoe.data.loader import (
     PREFETCHED_BATCHES,
     Cursor,
+    EpochBegan,
+    FlowData,
     Loader,
+    StageBegan,
     epoch_order,
+    source_seed,
     validation_windows,
 )
 from nmoe.data.manifest import DataError
 from nmoe.data.shards import TokenStream
+from nmoe.flow import Flow, FlowSource, Stage
 from nmoe.paths import REPO_ROOT
 from tests.data.datasets import write_counting
 
@@ -99,6 +104,20 @@ def test_cursor_counts_what_was_consumed_and_shows_the_wrap(tmp_path: Path) -> N
             cursors.append(loader.cursor)
 
     assert [(c.epoch, c.index) for c in cursors] == [(0, 0), (0, 4), (0, 8), (1, 2), (1, 6), (2, 0)]
+
+
+def test_epochs_are_told_with_the_batch_that_begins_them(tmp_path: Path) -> None:
+    folder = write_counting(tmp_path, [40])  # ten windows of four tokens
+    with Loader(folder, seq_len=3, batch_size=4, seed=0) as loader:
+        told = []
+        for _ in range(6):
+            loader.next_batch()
+            told.append([each.epoch for each in loader.began if isinstance(each, EpochBegan)])
+
+    assert told == [[], [], [1], [], [], [2]]
+    with Loader(folder, seq_len=3, batch_size=25, seed=0) as loader:
+        loader.next_batch()
+        assert loader.began == (EpochBegan(source="", epoch=1), EpochBegan(source="", epoch=2))
 
 
 def test_order_differs_between_seeds_and_epochs_and_is_the_same_everywhere() -> None:
@@ -223,3 +242,111 @@ def test_validation_takes_the_first_whole_windows_in_order(
 def test_validation_is_refused_when_there_is_no_whole_window(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too short"):
         validation_windows(write_counting(tmp_path, [8]), seq_len=8, max_windows=4)
+
+
+STEP = 10_000  # the first token of source i is i * STEP
+STAGES = st.lists(st.tuples(*[st.integers(0, 12)] * 3).filter(any), min_size=1, max_size=4)
+
+
+def write_flow(folder: Path, sizes: list[list[int]], stages: list[tuple[int, ...]]) -> FlowData:
+    """Counting datasets and a flow over them with these quotas."""
+    folders = [
+        write_counting(folder / f"s{i}", size, first=i * STEP) for i, size in enumerate(sizes)
+    ]
+    sources = tuple(
+        FlowSource(name=each.name, path=str(each), digest="", windows=1) for each in folders
+    )
+    flow = Flow(
+        profile="test",
+        sources=sources,
+        stages=tuple(Stage(name=f"t{i}", quotas=each) for i, each in enumerate(stages)),
+        digest="",
+    )
+    return FlowData(flow=flow, folders=tuple(folders))
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(SIZES, min_size=3, max_size=3), stages=STAGES)
+def test_flow_reads_every_source_in_its_own_order_by_the_quotas(
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[list[int]],
+    stages: list[tuple[int, ...]],
+) -> None:
+    data = write_flow(tmp_path_factory.mktemp("flow"), sizes, stages)
+    count = data.flow.ends[-1]
+
+    rows = read(Loader(data, seq_len=3, batch_size=1, seed=9), count)
+
+    sources = rows[:, 0] // STEP
+    for stage, start in zip(data.flow.stages, [0, *data.flow.ends], strict=False):
+        here = sources[start : start + stage.num_windows]
+        assert [int((here == i).sum()) for i in range(3)] == list(stage.quotas)
+    for i, source in enumerate(data.flow.sources):
+        mine = numbers(rows[sources == i] - i * STEP)
+        alone = Loader(data.folders[i], seq_len=3, batch_size=1, seed=source_seed(9, source.name))
+        expected = read(alone, len(mine)) - i * STEP if mine else np.empty((0, 4))
+        assert mine == numbers(expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes=st.lists(SIZES, min_size=3, max_size=3), stages=STAGES, data=st.data())
+def test_flow_is_resumed_at_any_batch_and_shared_by_any_number_of_ranks(
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[list[int]],
+    stages: list[tuple[int, ...]],
+    data: st.DataObject,
+) -> None:
+    flow = write_flow(tmp_path_factory.mktemp("flow"), sizes, [*stages, (4, 4, 4)])
+    batches = flow.flow.ends[-1] // 4
+    whole = read(Loader(flow, seq_len=3, batch_size=4, seed=2), batches)
+    done = data.draw(st.integers(0, batches - 1))
+
+    cursor = Cursor(index=4 * done)
+    rest = Loader(flow, seq_len=3, batch_size=4, seed=2, cursor=cursor)
+    assert np.array_equal(read(rest, batches - done), whole[4 * done :])
+
+    parts = [
+        read(Loader(flow, seq_len=3, batch_size=4, seed=2, rank=rank, world=2), batches)
+        for rank in range(2)
+    ]
+    together = np.concatenate([part.reshape(batches, 2, 4) for part in parts], axis=1)
+    assert np.array_equal(together.reshape(-1, 4), whole)
+
+
+def test_flow_tells_of_stages_and_of_every_epoch_of_every_source(tmp_path: Path) -> None:
+    # two and five windows of four tokens
+    data = write_flow(tmp_path, [[8], [20]], [(4, 0), (1, 3), (0, 4)])
+    with Loader(data, seq_len=3, batch_size=4, seed=0) as loader:
+        told = []
+        for _ in range(3):
+            loader.next_batch()
+            told.append(loader.began)
+
+    assert told == [
+        (StageBegan(name="t0", index=0), EpochBegan(source="s0", epoch=1)),
+        (StageBegan(name="t1", index=1), EpochBegan(source="s0", epoch=2)),
+        (StageBegan(name="t2", index=2), EpochBegan(source="s1", epoch=1)),
+    ]
+
+
+def test_flow_ends_with_its_last_window(tmp_path: Path) -> None:
+    data = write_flow(tmp_path, [[80], [80]], [(3, 5)])
+    with Loader(data, seq_len=3, batch_size=4, seed=0) as loader:
+        loader.next_batch()
+        loader.next_batch()
+        assert loader.cursor == Cursor(index=8)
+        with pytest.raises(DataError, match="the flow is over: got window 12, expected at most 8"):
+            loader.next_batch()
+
+    end = Cursor(index=8)
+    Loader(data, seq_len=3, batch_size=4, seed=0, cursor=end).close()
+    with pytest.raises(DataError, match="window 9 of epoch 0"):
+        Loader(data, seq_len=3, batch_size=4, seed=0, cursor=Cursor(index=9))
+
+
+def test_sources_of_equal_size_are_shuffled_differently() -> None:
+    seeds = {source_seed(1, "web"), source_seed(1, "math"), source_seed(2, "web")}
+
+    assert len(seeds) == 3
+    # A changed seed makes every checkpoint resume wrongly.
+    assert source_seed(1337, "web") == 1434916387775676153

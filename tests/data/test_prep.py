@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nmoe.data.folder import MARKER_NAME
 from nmoe.data.index import read_index
 from nmoe.data.manifest import MANIFEST_NAME, DataError, digest, read_manifest, verify
-from nmoe.data.prep import MARKER_NAME, prepare
+from nmoe.data.prep import prepare
 from nmoe.data.shards import TokenStream
 from nmoe.data.sources import open_source
 from nmoe.data.tokenizer import open_tokenizer
@@ -27,7 +28,9 @@ SHARD_TOKENS = 200
 FORK = multiprocessing.get_context("fork")
 
 
-def prepare_source(output: Path, progress: Callable[[int, int, int], None] | None = None) -> None:
+def prepare_source(
+    output: Path, progress: Callable[[int, int | None, int], None] | None = None
+) -> None:
     prepare(SOURCE, BYTE, output=output, name="set", shard_tokens=SHARD_TOKENS, progress=progress)
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from nmoe.data.index import encode_index, read_index
 from nmoe.data.manifest import DataError
-from nmoe.data.shards import TokenStream, open_shard, token_dtype, write_shard
-from tests.data.datasets import write_counting
+from nmoe.data.shards import TokenStream, open_shard, token_dtype
+from tests.data.datasets import write_counting, write_shard
 
 
 def test_shard_is_a_plain_npy_file_with_its_index_beside_it(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Sources: the same documents in the same order every time, and input that cannot be read."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nmoe.data.documents import START, Source
 from nmoe.data.manifest import DataError
-from nmoe.data.sources import Source, StdlibSource, open_source, stdlib_files
+from nmoe.data.sources import Remote, StdlibSource, open_source
+from nmoe.data.stdlib import stdlib_files
 
 
 def texts(source: Source) -> list[str]:
@@ -112,7 +115,7 @@ def test_local_sources_yield_the_same_texts_in_order(tmp_path: Path) -> None:
         source = open_source(kind, [str(path)])
         documents = list(source.documents())
         assert [document.text for document in documents] == rows
-        positions = [document.position for document in documents]
+        positions = [document.place.position for document in documents]
         assert positions == sorted(positions)
         assert 0 < positions[-1] <= source.total_bytes
 
@@ -173,3 +176,95 @@ def test_local_source_is_refused_when_nothing_is_there(tmp_path: Path, kind: str
 def test_opening_lists_the_known_sources_when_the_name_is_unknown() -> None:
     with pytest.raises(DataError, match="unknown source: got 'hg', expected one of: stdlib"):
         open_source("hg", ["x"])
+
+
+def test_every_place_leads_to_the_rest_of_local_files(tmp_path: Path) -> None:
+    paths = write_all(tmp_path, [f"row {i}" for i in range(600)])
+    (tmp_path / "txt" / "150b.txt").write_text("")
+
+    for kind, path in (*paths.items(), ("files", tmp_path)):
+        source = open_source(kind, [str(path)])
+        documents = list(source.documents())
+        for number in (0, 1, 149, 150, 151, len(documents) - 2, len(documents) - 1):
+            rest = source.documents(documents[number].place)
+            assert [each for each in rest if each.text] == [
+                each for each in documents[number + 1 :] if each.text
+            ]
+
+
+def test_files_are_read_each_by_its_suffix(tmp_path: Path) -> None:
+    write_all(tmp_path, ["a", "b"])
+    (tmp_path / "notes.md").write_text("left out")
+
+    source = open_source("files", [str(tmp_path)])
+
+    assert texts(source) == ["a", "b"] * 3
+    with pytest.raises(DataError, match=r"unknown kind of file: got .*notes\.md.*\.parquet"):
+        open_source("files", [str(tmp_path / "notes.md")])
+
+
+def test_inputs_are_the_files_that_were_read(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name * 5)
+    source = open_source("text", [str(tmp_path)])
+    second = list(source.documents())[1].place
+
+    assert [Path(name).name for name in source.inputs(second)] == ["a.txt", "b.txt"]
+    digest = hashlib.sha256(b"aaaaa").hexdigest()
+    assert source.inputs(second)[str(tmp_path / "a.txt")] == digest
+    assert source.inputs(START) == {}
+
+
+def hf(folder: Path, **asked: str) -> Source:
+    return open_source("hf", [str(folder)], remote=Remote(folder=folder.parent / "cache", **asked))
+
+
+@pytest.fixture
+def hf_folder(tmp_path: Path) -> Path:
+    """A folder as `datasets` reads it: two splits, one of them of two files."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, first in (("train-0", 0), ("train-1", 40), ("test-0", 80)):
+        rows = [f"row {first + i}" for i in range(40)]
+        pq.write_table(pa.table({"text": rows, "id": list(range(40))}), folder / f"{name}.parquet")
+    return folder
+
+
+def test_datasets_streams_the_split_that_is_named(hf_folder: Path) -> None:
+    train, test = hf(hf_folder), hf(hf_folder, split="test")
+
+    assert texts(train) == [f"row {i}" for i in range(80)]
+    assert texts(test) == [f"row {i}" for i in range(80, 120)]
+    assert train.facts == {"text_key": "text", "split": "train"}
+    assert train.revision == test.revision
+
+
+def test_every_place_leads_to_the_rest_of_a_stream(hf_folder: Path) -> None:
+    documents = list(hf(hf_folder).documents())
+
+    for number in (0, 39, 40, 78, 79):
+        assert list(hf(hf_folder).documents(documents[number].place)) == documents[number + 1 :]
+
+
+def test_stream_revision_changes_when_a_file_does(hf_folder: Path) -> None:
+    before = hf(hf_folder).revision
+    pq.write_table(pa.table({"text": ["other"]}), hf_folder / "train-1.parquet")
+
+    assert hf(hf_folder).revision != before
+
+
+def test_stream_is_refused_when_split_or_column_is_absent(hf_folder: Path) -> None:
+    with pytest.raises(DataError, match="datasets cannot read .*nosuch"):
+        texts(hf(hf_folder, split="nosuch"))
+    remote = Remote(folder=hf_folder.parent / "cache")
+    with pytest.raises(DataError, match="has no column 'body': got .*--text-key"):
+        texts(open_source("hf", [str(hf_folder)], text_key="body", remote=remote))
+    with pytest.raises(DataError, match="has no text in 'id': got int"):
+        texts(open_source("hf", [str(hf_folder)], text_key="id", remote=remote))
+
+
+def test_stream_of_a_hub_is_refused_at_once_without_a_network(tmp_path: Path) -> None:
+    remote = Remote(folder=tmp_path, mirror="http://127.0.0.1:9")
+
+    with pytest.raises(DataError, match=r"cannot reach http://127\.0\.0\.1:9/api/datasets/a/b"):
+        open_source("hf", ["a/b"], remote=remote)

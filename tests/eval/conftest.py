@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nmoe.data.tokenizer import Gpt2Tokenizer
 from tests.eval import fakes
 
 _DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -25,3 +26,11 @@ def real_bundle(tmp_path_factory):
     with tarfile.open(archive) as tar:
         tar.extractall(root, filter="data")
     return root / "eval_bundle"
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer():
+    path = Path(os.environ.get("NMOE_TEST_DATA", _DATA)) / "gpt2_bpe" / "gpt2.tiktoken"
+    if not path.exists():
+        pytest.skip(f"the GPT-2 vocabulary is absent: no {path}")
+    return Gpt2Tokenizer.open(path)

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from harness.archive import Limits, unpack
+from harness.archive import Limits, unpack, unpacked_bytes
 from harness.errors import DataError
 
 FILES = {"top/a.txt": b"hello\n", "top/deep/b.txt": b"", "c.bin": bytes(range(256)) * 9}
@@ -69,6 +69,7 @@ def assert_refused(archive, tmp_path, match, **limits):
 
 def test_files_come_out_as_they_went_in(write, tmp_path):
     archive = write(tmp_path / "archive", FILES)
+    assert unpacked_bytes(archive) == sum(map(len, FILES.values()))
     steps = run(archive, tmp_path / "out" / "folder")
     assert found(tmp_path / "out" / "folder") == FILES
     assert steps[-1].done == steps[-1].total == archive.stat().st_size

@@ -1,5 +1,7 @@
 """Dataset and bundle of a plan: made by the run, whole, or missing with what to put where."""
 
+import shutil
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from nmoe.config import Plan
 from nmoe.paths import DataRoot
 from tests.harness.finished_run import write_dataset
 
+Usage = namedtuple("Usage", "total used free")
 SCENARIOS = Path(__file__).parent.parent / "data" / "hardware"
 
 
@@ -45,14 +48,47 @@ def test_pocket_prepares_both_splits_and_its_bundle(root):
     assert str(root.bundle("pocket_bundle")) in made
 
 
-def test_official_data_is_named_with_its_place_when_it_is_missing(root):
+def roomy(monkeypatch, free: int = 10**12) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free, 0, free))
+
+
+def test_official_data_is_prepared_by_the_run_when_it_is_missing(root, monkeypatch):
+    roomy(monkeypatch)
     plan = plan_of("super", root)
+    (command,) = dataset.prep_commands(plan, root, mirror="http://mirror")
+    assert "prep-speedrun" in command
+    assert command[-2:] == ("--mirror", "http://mirror")
+    (problem,) = dataset.problems(plan, root)
+    assert not problem.is_blocking
+    assert str(root.path / "speedrun") in problem.what
+    assert "karpathy/fineweb-edu-100b-shuffle" in problem.what
+    assert "18.8 GiB" in problem.what
+    assert "n prep data --from FOLDER" in problem.fix
+
+
+def test_official_data_is_refused_when_the_disk_cannot_hold_it(root, monkeypatch):
+    roomy(monkeypatch, free=10**10)
+    (problem,) = dataset.problems(plan_of("super", root), root)
+    assert problem.exit_code == 3
+    assert "got 9.31 GiB free, expected 18.8 GiB" in problem.what
+
+
+def test_shards_that_are_there_need_no_room(root, monkeypatch):
+    train = root.dataset("speedrun") / "train"
+    train.mkdir(parents=True)
+    with (train / "shard_00000.npy").open("wb") as file:
+        file.truncate(15 * 10**9)
+    roomy(monkeypatch, free=10**10)
+    (problem,) = dataset.problems(plan_of("super", root), root)
+    assert not problem.is_blocking
+    assert "fetches 4.84 GiB of" in problem.what
+
+
+def test_official_data_is_left_alone_when_it_is_there(root):
+    plan = plan_of("super", root)
+    for split in dataset.SPLITS:
+        write_dataset(root.dataset("speedrun") / split)
     assert dataset.prep_commands(plan, root) == ()
-    train, val = dataset.problems(plan, root)
-    assert train.exit_code == val.exit_code == 4
-    assert str(root.path / "speedrun" / "train") in train.what
-    assert "karpathy/fineweb-edu-100b-shuffle" in train.fix
-    assert "shard_01822.parquet" in val.fix
 
 
 def test_named_data_is_never_written(root, tmp_path):

@@ -232,7 +232,9 @@ def test_finished_run_is_scored_again_and_compared_with_itself(finished, tmp_pat
     assert (total["only_a"], total["only_b"], total["p"]) == (0, 0, 1.0)
     assert total["acc_a"] == total["acc_b"]
     shown = n("eval", "compare", "last", "last", root=root)
-    assert shown.stdout.splitlines()[-1].split()[0] == "total"
+    total, core = shown.stdout.splitlines()[-2:]
+    assert total.split()[0] == "total"
+    assert core.endswith("B - A 0.0000 [0.0000, 0.0000]")
 
 
 def test_eval_refuses_what_it_cannot_score(finished, tmp_path):

@@ -80,8 +80,3 @@ def test_curve_treats_a_tag_as_a_value_when_it_looks_like_a_query(root: DataRoot
 def test_curve_refuses_a_run_id_when_it_leaves_the_folder(root: DataRoot) -> None:
     with pytest.raises(ValueError, match="run id"):
         history.curve(root, "../other", "train/loss")
-
-
-def test_tags_lists_each_once(root: DataRoot) -> None:
-    write_part(root, [("b", 10, 1, 3.0), ("a", 10, 1, 3.0), ("b", 20, 1, 3.0)])
-    assert history.tags(root, RUN).names == ("a", "b")

@@ -107,6 +107,7 @@ def test_finish_uses_the_tracked_board_when_the_task_is_official(
     source = "hf:karpathy/fineweb-edu-100b-shuffle"
     for split in ("train", "val"):
         write_dataset(root.path / "speedrun" / split, source=source)
+    write_bundle_record(root, is_official=True)
     folder = write_run(root, plan=official_plan(), steps=256)
     event = leaderboard.finish(folder, root, repo_board=repo_board)
     assert event.board == str(repo_board)
@@ -115,18 +116,23 @@ def test_finish_uses_the_tracked_board_when_the_task_is_official(
     assert (cohort.machine, cohort.devices, cohort.python) == ("NVIDIA H200", 1, None)
 
 
-@pytest.mark.parametrize("is_official", [True, False])
-def test_finish_uses_the_tracked_board_only_when_the_bundle_is_not_custom(
-    root: DataRoot, repo_board: Path, is_official: bool
+def write_bundle_record(root: DataRoot, *, is_official: bool) -> None:
+    record = BundleRecord(
+        is_official=is_official, differs=("core.yaml",), source="x", archive_sha256="y", files={}
+    )
+    write_record(root.bundle(official_plan().data.bundle), record)
+
+
+@pytest.mark.parametrize("is_official", [True, False, None])
+def test_finish_uses_the_tracked_board_only_when_the_bundle_is_recorded_as_official(
+    root: DataRoot, repo_board: Path, is_official: bool | None
 ) -> None:
     source = "hf:karpathy/fineweb-edu-100b-shuffle"
     for split in ("train", "val"):
         write_dataset(root.path / "speedrun" / split, source=source)
     plan = official_plan()
-    record = BundleRecord(
-        is_official=is_official, differs=("core.yaml",), source="x", archive_sha256="y", files={}
-    )
-    write_record(root.bundle(plan.data.bundle), record)
+    if is_official is not None:
+        write_bundle_record(root, is_official=is_official)
     event = leaderboard.finish(write_run(root, plan=plan, steps=256), root, repo_board=repo_board)
     assert event.board == str(repo_board if is_official else root.board)
 
@@ -566,3 +572,57 @@ def test_append_loses_nothing_when_the_disk_is_full(tmp_path: Path, source: Path
     assert "The board is as it was" in errors
     assert source.read_bytes() == content
     assert sorted(os.listdir(tmp_path)) == [".source.json.lock", "source.json"]
+
+
+# ------------------------------------------------------------------------------------- CORE
+
+
+def test_result_tells_interval_crops_and_the_score_without_boolq(root: DataRoot) -> None:
+    told = {"ci95": (0.2, 0.3), "without_boolq": 0.26, "cropped": 7, "empty_regions": 2}
+    folder = write_run(root, changes={CoreEvent: told})
+    leaderboard.finish(folder, root)
+    written = json.loads(folder.result.read_text())
+    assert (written["core_low"], written["core_high"]) == (0.2, 0.3)
+    assert written["core_without_boolq"] == 0.26
+    assert (written["core_cropped"], written["core_empty_regions"]) == (7, 2)
+    assert not leaderboard.verify(leaderboard.load(root.board))
+
+
+def test_entry_made_before_results_told_of_intervals_is_still_whole(root: DataRoot) -> None:
+    leaderboard.finish(write_run(root), root)
+    board = json.loads(root.board.read_text())
+    for name in (*("core_low", "core_high", "core_without_boolq"),):
+        del board["entries"][0]["result"][name]
+    root.board.write_text(json.dumps(board))
+    assert not leaderboard.verify(leaderboard.load(root.board))
+
+
+def test_interim_scores_enter_nothing(root: DataRoot) -> None:
+    plan = make_plan()
+    final = events_of(plan)
+    interim = [
+        replace(event, step=100, is_interim=True, **changes)
+        for event in final
+        for kind, changes in ((CoreTaskEvent, {"acc": 0.9}), (CoreEvent, {"score": 0.9}))
+        if isinstance(event, kind)
+    ]
+    folder = write_run(root, plan=plan, events=[*final[:3], *interim, *final[3:]])
+    leaderboard.finish(folder, root)
+    written = json.loads(folder.result.read_text())
+    assert written["core"] == pytest.approx(0.25)
+    assert written["core_tasks"]["copy"]["acc"] == 0.75
+    assert written["reason"] == ""
+
+
+def test_run_with_interim_scores_alone_has_no_core(root: DataRoot) -> None:
+    plan = make_plan()
+    events = [
+        replace(event, step=100, is_interim=True)
+        if isinstance(event, CoreEvent | CoreTaskEvent)
+        else event
+        for event in events_of(plan)
+    ]
+    event = leaderboard.finish(write_run(root, plan=plan, events=events), root)
+    assert event.core is None
+    assert event.entry_id is None
+    assert "no CORE score" in event.reason

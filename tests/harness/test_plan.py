@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from harness import dataset, tables
 from harness import plan as planner
 from harness.errors import MachineError, UsageError
 from harness.hardware import detect
 from nmoe.config import ConfigError, Plan, read_config, read_plan
+from nmoe.data.manifest import DataError
 from nmoe.flops import count_parameters
 from nmoe.paths import REPO_ROOT, DataRoot
 from tests.harness.finished_run import write_dataset
@@ -244,3 +246,46 @@ def test_every_machine_gets_a_plan_or_a_refusal_with_a_fix(machine, preset, root
     with pytest.raises(MachineError) as refusal:
         resolve(machine, root, preset)
     assert refusal.value.fix
+
+
+def write_mixture(root: DataRoot) -> tuple[str, ...]:
+    """A mixture of two byte datasets in the data root; the overrides that choose it."""
+    text = 'tokenizer = "byte"\n[sources.code]\npath = "code"\n[sources.docs]\npath = "docs"\n'
+    (root.path / "mixture.toml").write_text(text)
+    for name in ("code", "docs"):
+        write_dataset(root.path / name)
+        (root.path / name / "shard_00000.npy").write_bytes(bytes(2128))
+    mixture = f"data.mixture_toml={root.path / 'mixture.toml'}"
+    return "data.flow_mode=mixture", mixture, "data.data_path=mixed"
+
+
+def test_mixture_is_planned_once_and_is_part_of_the_data_digest(root):
+    overrides = write_mixture(root)
+    before = resolve("none", root, "pocket", overrides=overrides)
+    write_dataset(root.path / "mixed" / "val")
+    plan = resolve("none", root, "pocket", overrides=overrides)
+
+    assert plan.flow is not None
+    assert plan.flow == before.flow
+    assert [stage.quotas for stage in plan.flow.stages] == [(24_000, 24_000)]
+    assert (before.digests.data, plan.digests.data is None) == (None, False)
+    assert plan.data.task == "custom"  # other text than the preset's: ranked apart
+    rows = [line for line in tables.plan_lines(plan, root) if line.startswith("stage")]
+    assert rows == [rows[0]]
+    assert "code 50.0 % (3428.57 epochs), docs 50.0 % (3428.57 epochs)" in rows[0]
+
+
+def test_mixture_whose_validation_is_missing_is_a_problem_and_its_sources_are_not(root):
+    plan = resolve("none", root, "pocket", overrides=write_mixture(root))
+
+    (problem,) = dataset.problems(plan, root)
+    assert str(root.path / "mixed" / "val") in problem.what
+    assert problem.exit_code == 4
+
+
+def test_mixture_is_refused_when_a_source_is_missing(root):
+    overrides = write_mixture(root)
+    (root.path / "docs" / "manifest.json").unlink()
+
+    with pytest.raises(DataError, match="no dataset in .*docs"):
+        resolve("none", root, "pocket", overrides=overrides)

@@ -187,6 +187,38 @@ def test_bundle_that_lost_bytes_is_no_bundle(archive, root, folder):
     assert problem.is_blocking
 
 
+def test_bundle_changed_after_it_was_unpacked_is_not_official(official, root, folder):
+    assert prep.main(["--from", str(official)]) == 0
+    rows = folder / "eval_data" / "a" / "x.jsonl"
+    rows.write_text(rows.read_text().replace('"gold": 0', '"gold": 1'))
+    (problem,) = bundle.problems(plan_for(root), root)
+    assert problem.is_blocking
+    assert f"{rows} is not the official one" in problem.what
+
+
+def test_bundle_unpacked_by_hand_is_scored_and_never_official(official, root, folder):
+    with zipfile.ZipFile(official) as opened:
+        opened.extractall(folder.parent)
+    (problem,) = bundle.problems(plan_for(root), root)
+    assert not problem.is_blocking
+    assert "unpacked by hand: scored, never official" in problem.what
+
+
+@pytest.mark.parametrize("flags", [["--mirror", "http://127.0.0.1:9"], ["--from"]])
+def test_disk_without_room_is_refused_before_anything_is_written(
+    official, folder, monkeypatch, capsys, flags
+):
+    usage = shutil.disk_usage(official.parent)._replace(free=bundle.SPARE_BYTES)
+    monkeypatch.setattr(bundle.shutil, "disk_usage", lambda path: usage)
+    given = [*flags, str(official)] if flags == ["--from"] else flags
+    assert prep.main(given) == 3
+    problem = capsys.readouterr().err
+    assert "no room for the eval bundle" in problem
+    assert "got 16 MiB free, expected" in problem
+    assert "DATA_DIR" in problem
+    assert [path.name for path in folder.parent.iterdir()] == [".eval_bundle.lock"]
+
+
 @pytest.mark.parametrize("lost", FILES)
 def test_archive_without_a_part_of_the_bundle_is_refused(lost, folder, tmp_path, capsys):
     files = {name: text for name, text in FILES.items() if name != lost}

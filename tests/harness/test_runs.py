@@ -232,6 +232,44 @@ def test_resume_drops_later_points_when_training_goes_back() -> None:
     assert list(old.vals.values) == [3.5, 2.5]
 
 
+def interim(step: int, *names: str, score: float | None = None) -> list[ev.Event]:
+    """Interim tasks after a step, and their score."""
+    tasks: list[ev.Event] = [
+        ev.CoreTaskEvent(
+            name=name, index=index, count=2, items=9, acc=0.5, centered=0.1, seconds=0.1,
+            step=step, is_interim=True,
+        )
+        for index, name in enumerate(names, start=1)
+    ]  # fmt: skip
+    if score is None:
+        return tasks
+    core = ev.CoreEvent(
+        score=score, tasks=2, items=18, bundle="b", seconds=0.2, step=step, is_interim=True
+    )
+    return [*tasks, core]
+
+
+def test_interim_scores_are_the_newest_and_apart_from_the_final_one() -> None:
+    stream = records(*interim(10, "a", "b", score=0.1), step_event(20), *interim(20, "a"))
+    state = fold(stream)
+    assert [(task.name, task.step) for task in state.interim_tasks] == [("a", 20)]
+    assert state.interim_core is None
+    first = fold(stream[:4])
+    assert [task.name for task in first.interim_tasks] == ["a", "b"]
+    assert first.interim_core is not None
+    assert first.interim_core.score == 0.1
+    assert (state.core_tasks, state.core, first.core_tasks, first.core) == ((), None, (), None)
+    assert any("step 10: interim CORE 0.1000" in line for _, line in state.lines)
+
+
+def test_interim_scores_are_dropped_when_training_goes_back_before_them() -> None:
+    stream = records(step_event(10), *interim(10, "a", "b", score=0.1), step_event(20))
+    kept = records(ev.PhaseEvent(phase="training", resume_step=10), attempt=1, seq=9)
+    gone = records(ev.PhaseEvent(phase="training", resume_step=5), attempt=1, seq=9)
+    assert fold(stream + kept).interim_core is not None
+    assert (fold(stream + gone).interim_core, fold(stream + gone).interim_tasks) == (None, ())
+
+
 def test_resume_drops_later_points_when_its_phase_event_is_lost() -> None:
     state = fold(records(step_event(10, 4.0), step_event(20, 3.0), step_event(30, 2.0)))
     state = fold(records(step_event(20, 9.0), attempt=1, seq=3), state)

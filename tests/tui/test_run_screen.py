@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -56,6 +57,18 @@ def test_core_table_fills_when_tasks_arrive(root, size):
     assert "3 of 5 tasks" in text
     assert "close_bracket" in text
     assert "indent" not in text
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_core_table_names_the_step_when_training_goes_on(root, size):
+    recording = rec.training(root)
+    tasks = [replace(event, step=1500, is_interim=True) for event in rec.core_events(2)]
+    recording.train(*tasks)
+    with held(recording.folder):
+        text = look(root, run=recording.folder, size=size)
+
+    assert "step 1,500 so far 0.4650" in text
+    assert "2 of 5 tasks" in text
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -117,6 +117,29 @@ def test_core_shows_the_score_when_it_is_final():
     assert "CORE 0.0644" in plain(draw_core(Core(tasks=(task,), score=0.0644), 60, 9)[0])
 
 
+def test_core_tells_as_much_about_the_score_as_fits():
+    task = Task(name="copy", items=60, acc=0.5, centered=0.3, seconds=1.0)
+    core = Core(
+        tasks=(task,) * 22, score=0.0644, ci95=(0.0581, 0.0707), without_boolq=0.071, cropped=1234,
+        empty_regions=5,
+    )  # fmt: skip
+    assert plain(draw_core(core, 100, 9)[0]).split("  ")[-1] == (
+        "22 tasks · 0.0710 without boolq (ours) · 1,234 cropped · 5 empty"
+    )
+    assert plain(draw_core(core, 100, 9)[0]).startswith("CORE 0.0644 [0.0581, 0.0707]")
+    narrow = plain(draw_core(core, 50, 9)[0])
+    assert narrow.startswith("CORE 0.0644 [0.0581, 0.0707]")
+    assert narrow.endswith("22 tasks · 5 empty")
+
+
+def test_core_names_the_step_when_training_goes_on():
+    task = Task(name="copy", items=60, acc=0.5, centered=0.3, seconds=1.0)
+    some = Core(tasks=(task,), count=2, step=1500)
+    assert plain(draw_core(some, 60, 9)[0]).startswith("step 1,500 so far 0.3000")
+    scored = Core(tasks=(task,), count=1, step=1500, score=0.3)
+    assert plain(draw_core(scored, 60, 9)[0]).startswith("step 1,500 CORE 0.3000")
+
+
 def test_log_keeps_the_newest_lines():
     lines = [(float(i), f"line {i}") for i in range(50)]
 

@@ -48,7 +48,8 @@ def _done(state: RunState) -> list[Span]:
             "good",
         )
     ]
-    score = f"CORE {fmt.core(state.core.score)}. " if state.core else ""
+    core = state.core
+    score = f"CORE {fmt.core(core.score)}{fmt.interval(core.ci95)}. " if core else ""
     if result is not None and result.rank is not None:
         lines.append((f"{score}Rank {result.rank} in its cohort: 6 shows the board.", "text"))
     elif score:

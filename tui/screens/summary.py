@@ -250,8 +250,11 @@ def progress(view: RunView) -> Progress:
 
 
 def core(view: RunView) -> Core:
-    """The CORE table as far as it is scored."""
+    """The CORE table as far as it is scored: the final one, else the newest interim one."""
     state = view.state
+    is_final = bool(state.core_tasks) or view.status == "core-eval"
+    events = state.core_tasks if is_final else state.interim_tasks
+    score = state.core if is_final else state.interim_core
     tasks = tuple(
         Task(
             name=clean(event.name),
@@ -260,10 +263,22 @@ def core(view: RunView) -> Core:
             centered=event.centered,
             seconds=event.seconds,
         )
-        for event in state.core_tasks
+        for event in events
     )
-    count = max((event.count for event in state.core_tasks), default=0)
-    return Core(tasks=tasks, count=count, score=state.core.score if state.core else None)
+    count = max((event.count for event in events), default=0)
+    step = None if is_final or not events else events[0].step
+    if score is None:
+        return Core(tasks=tasks, count=count, step=step)
+    return Core(
+        tasks=tasks,
+        count=count,
+        score=score.score,
+        ci95=score.ci95,
+        without_boolq=score.without_boolq,
+        cropped=score.cropped,
+        empty_regions=score.empty_regions,
+        step=step,
+    )
 
 
 def has_chart(view: RunView) -> bool:
@@ -273,4 +288,5 @@ def has_chart(view: RunView) -> bool:
 
 def has_core(view: RunView) -> bool:
     """Whether CORE deserves room: it is being scored or was."""
-    return view.status == "core-eval" or bool(view.state.core_tasks)
+    state = view.state
+    return view.status == "core-eval" or bool(state.core_tasks or state.interim_tasks)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import repeat
 
 from harness import format as fmt
-from tui.widgets.rows import Panel, Role, Row, clip_row, row_width, spread
+from tui.widgets.rows import Panel, Role, Row, clip_row, join_fitting, row_width, spread
 from tui.widgets.table import Column, draw_table
 
 _COLUMNS = (
@@ -31,11 +31,19 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Core:
-    """Scored tasks of `count`, and the final score when it is known."""
+    """Scored tasks of `count`, and their score when it is known, with its interval and notes.
+
+    `step` is set for an interim evaluation of a run that trains on.
+    """
 
     tasks: tuple[Task, ...] = ()
     count: int = 0
     score: float | None = None
+    ci95: tuple[float, float] | None = None
+    without_boolq: float | None = None
+    cropped: int | None = None
+    empty_regions: int | None = None
+    step: int | None = None
 
 
 class CoreTable(Panel[Core]):
@@ -77,14 +85,32 @@ def draw_core(core: Core, width: int, height: int) -> list[Row]:
 
 
 def _summary(core: Core, width: int) -> Row:
+    interim = "" if core.step is None else f"step {fmt.count(core.step)} "
     if core.score is not None:
-        done: Row = (("CORE ", "strong"), (fmt.core(core.score), "good"))
-        return spread(done, ((f"{len(core.tasks)} tasks", "dim"),), width)
+        done: Row = (
+            (f"{interim}CORE ", "strong"),
+            (fmt.core(core.score), "text" if interim else "good"),
+            (fmt.interval(core.ci95), "dim"),
+        )
+        notes = join_fitting(_notes(core), width - row_width(done) - 2, gap=" · ")
+        return clip_row(spread(done, notes, width), width)
     mean = sum(task.centered for task in core.tasks) / len(core.tasks)
-    partial: Row = (("so far ", "dim"), (fmt.core(mean), "text"))
+    partial: Row = ((f"{interim}so far ", "dim"), (fmt.core(mean), "text"))
     return clip_row(
         spread(partial, ((f"{len(core.tasks)} of {core.count} tasks", "dim"),), width), width
     )
+
+
+def _notes(core: Core) -> list[Row]:
+    """Facts about the score, the most telling first."""
+    facts = [f"{len(core.tasks)} tasks"]
+    if core.without_boolq is not None:
+        facts.append(f"{fmt.core(core.without_boolq)} without boolq (ours)")
+    if core.cropped:
+        facts.append(f"{fmt.count(core.cropped)} cropped")
+    if core.empty_regions:
+        facts.append(f"{fmt.count(core.empty_regions)} empty")
+    return [((fact, "dim"),) for fact in facts]
 
 
 def _beside(row: Row, bar: Row, column: int) -> Row:

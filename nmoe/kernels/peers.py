@@ -1,0 +1,270 @@
+"""Rows, choices and sums written straight into the ranks they are for, and the flags that say when.
+
+A table holds the address of one region in every rank, int64. Slots: token t of rank p is slot
+p * stride + t in every region; stride is a multiple of 64. Peer stores are 16 bytes wide.
+
+A flag is an int32 epoch in the waiter's memory, one for each (phase, source), written by its source
+only. Epochs live in device memory and grow by one with every call, so a captured graph can be
+replayed; they are compared as a difference, so they may wrap.
+
+Legend: T tokens of this rank, P ranks, K top-k, D model, S = P * stride slots, R rows, B parts of
+d(gate).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nmoe.kernels.experts import block
+
+TOKENS = 8  # a program
+CHOICES = 1024  # a program
+INTERPRETED_SPINS = 2_000_000  # the interpreter has no clock: it counts its looks instead
+
+
+def push_choices(
+    experts_TK: Tensor,
+    gates_TK: Tensor,
+    *,
+    experts_P: Tensor,
+    gates_P: Tensor,
+    counts_P: Tensor,
+    rank: int,
+    stride: int,
+) -> None:
+    """Ids (as int32), gates and the number of tokens into the tables of all ranks."""
+    world, num_choices = len(experts_P), experts_TK.numel()
+    _push_choices[(max(1, triton.cdiv(num_choices, CHOICES)),)](
+        experts_TK, gates_TK, experts_P, gates_P, counts_P,
+        len(experts_TK), num_choices, rank, rank * stride * experts_TK.shape[1],
+        world, CHOICES, num_warps=4,
+    )  # fmt: skip
+
+
+def push_rows(
+    x_TD: Tensor,
+    experts_TK: Tensor,
+    *,
+    rows_P: Tensor,
+    rank: int,
+    stride: int,
+    experts_per_rank: int,
+) -> None:
+    """Each row once to every rank that owns an expert of its token, into the token's slot there."""
+    num_tokens, dim = x_TD.shape
+    columns = block(dim, 256)
+    if num_tokens:
+        _push_rows[(triton.cdiv(num_tokens, TOKENS), dim // columns)](
+            x_TD, experts_TK, rows_P, num_tokens, rank * stride,
+            experts_per_rank, dim, experts_TK.shape[1], len(rows_P), TOKENS, columns, num_warps=8,
+        )  # fmt: skip
+
+
+def push_sums(
+    y_RD: Tensor,
+    row_SK: Tensor,
+    *,
+    home_P: Tensor,
+    rank: int,
+    stride: int,
+) -> None:
+    """Sum of y over the rows of each slot, in fp32, to its source."""
+    num_slots, top_k = row_SK.shape
+    dim = y_RD.shape[1]
+    columns = block(dim, 256)
+    _push_sums[(num_slots // TOKENS, dim // columns)](
+        y_RD, row_SK, home_P, rank * stride, stride,
+        dim, top_k, TOKENS, columns, num_warps=8,
+    )  # fmt: skip
+
+
+def push_gate_grads(dgate_BR: Tensor, row_SK: Tensor, *, dgates_P: Tensor, stride: int) -> None:
+    """d(gate) of every choice with a row here, its parts added up, to the source of its token."""
+    parts, num_rows = dgate_BR.shape
+    num_choices, top_k = row_SK.numel(), row_SK.shape[1]
+    _push_gate_grads[(triton.cdiv(num_choices, CHOICES),)](
+        dgate_BR, row_SK, dgates_P, num_choices, stride * top_k, num_rows,
+        parts, CHOICES, num_warps=4,
+    )  # fmt: skip
+
+
+def sum_home(
+    home_SD: Tensor, experts_TK: Tensor, *, world: int, stride: int, experts_per_rank: int
+) -> Tensor:
+    """y_TD: the sums that the owners of each token's experts left here, in rank order, in fp32."""
+    num_tokens, top_k = experts_TK.shape
+    dim = home_SD.shape[1]
+    columns = block(dim, 256)
+    y_TD = torch.empty(num_tokens, dim, dtype=home_SD.dtype, device=home_SD.device)
+    if num_tokens:
+        _sum_home[(triton.cdiv(num_tokens, TOKENS), dim // columns)](
+            home_SD, experts_TK, y_TD, num_tokens, stride,
+            experts_per_rank, dim, top_k, world, TOKENS, columns, num_warps=8,
+        )  # fmt: skip
+    return y_TD
+
+
+def signal_and_wait(
+    flags_P: Tensor,
+    own_flags: Tensor,
+    epochs: Tensor,
+    status: Tensor,
+    *,
+    phase: int,
+    rank: int,
+    timeout_ns: int,
+) -> None:
+    """All that this stream wrote before is seen by every rank that returns from the same call.
+
+    flags_P: int64, where each rank has its flags int32 [phases, P]; own_flags: mine; epochs: int32
+    [phases]; status: int32 [1], set to 1 + the first rank that was late: then nothing waits again.
+    """
+    world = len(flags_P)
+    on_gpu = own_flags.is_cuda
+    _signal_and_wait[(1,)](
+        flags_P, own_flags, epochs, status, rank, timeout_ns if on_gpu else INTERPRETED_SPINS,
+        phase, world, triton.next_power_of_2(world), on_gpu, num_warps=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _owners(experts, token, num_tokens, E: tl.constexpr, K: tl.constexpr):
+    """Bits of the ranks that own an expert of each token."""
+    bits = tl.zeros_like(token)
+    for k in tl.static_range(K):
+        expert = tl.load(experts + token * K + k, mask=token < num_tokens, other=0).to(tl.int32)
+        bits |= tl.full(token.shape, 1, tl.int32) << (expert // E)
+    return tl.where(token < num_tokens, bits, 0)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_choices", "rank"])
+def _push_choices(
+    experts, gates, experts_P, gates_P, counts_P, num_tokens, num_choices, rank, at,
+    WORLD: tl.constexpr, CHOICES: tl.constexpr,
+):  # fmt: skip
+    choice = tl.program_id(0) * CHOICES + tl.arange(0, CHOICES)
+    expert = tl.load(experts + choice, mask=choice < num_choices, other=0).to(tl.int32)
+    gate = tl.load(gates + choice, mask=choice < num_choices, other=0.0)
+    # up to 15 unused choices more, so that no store is cut below 16 bytes
+    live = choice // 16 * 16 < num_choices
+    for peer in tl.static_range(WORLD):
+        to = tl.multiple_of(tl.load(experts_P + peer).to(tl.pointer_type(tl.int32)), 16)
+        tl.store(to + at + choice, expert, mask=live)
+        to = tl.multiple_of(tl.load(gates_P + peer).to(tl.pointer_type(tl.float32)), 16)
+        tl.store(to + at + choice, gate, mask=live)
+        if tl.program_id(0) == 0:
+            tl.store(tl.load(counts_P + peer).to(tl.pointer_type(tl.int32)) + rank, num_tokens)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "first_slot"])
+def _push_rows(
+    x, experts, rows_P, num_tokens, first_slot,
+    E: tl.constexpr, D: tl.constexpr, K: tl.constexpr, WORLD: tl.constexpr,
+    TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    at = token.to(tl.int64)[:, None] * D + column[None, :]
+    values = tl.load(x + at, mask=(token < num_tokens)[:, None])
+    owners = _owners(experts, token, num_tokens, E, K)
+    at = (first_slot + token).to(tl.int64)[:, None] * D + column[None, :]
+    for peer in tl.static_range(WORLD):
+        to = tl.load(rows_P + peer).to(tl.pointer_type(x.dtype.element_ty))
+        tl.store(tl.multiple_of(to, 16) + at, values, mask=((owners >> peer) & 1 == 1)[:, None])
+
+
+@triton.jit(do_not_specialize=["first_slot", "stride"])
+def _push_sums(
+    y, row_SK, home_P, first_slot, stride,
+    D: tl.constexpr, K: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    slot = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((TOKENS, COLUMNS), tl.float32)
+    has_row = slot < 0
+    for k in tl.static_range(K):
+        row = tl.load(row_SK + slot * K + k)
+        at = row.to(tl.int64)[:, None] * D + column[None, :]
+        total += tl.load(y + at, mask=(row >= 0)[:, None], other=0.0).to(tl.float32)
+        has_row = has_row | (row >= 0)
+    source = (tl.program_id(0) * TOKENS) // stride  # of the whole block: stride is a multiple
+    to = tl.load(home_P + source).to(tl.pointer_type(y.dtype.element_ty))
+    at = (first_slot + slot - source * stride).to(tl.int64)[:, None] * D + column[None, :]
+    tl.store(tl.multiple_of(to, 16) + at, total.to(y.dtype.element_ty), mask=has_row[:, None])
+
+
+@triton.jit(do_not_specialize=["num_choices", "choices_per_source", "num_rows"])
+def _push_gate_grads(
+    dgate_BR, row_SK, dgates_P, num_choices, choices_per_source, num_rows,
+    PARTS: tl.constexpr, CHOICES: tl.constexpr,
+):  # fmt: skip
+    choice = tl.program_id(0) * CHOICES + tl.arange(0, CHOICES)
+    row = tl.load(row_SK + choice, mask=choice < num_choices, other=-1).to(tl.int64)
+    total = tl.zeros((CHOICES,), tl.float32)
+    for part in tl.static_range(PARTS):
+        total += tl.load(dgate_BR + part * num_rows + row, mask=row >= 0, other=0.0)
+    source = choice // choices_per_source
+    to = tl.load(dgates_P + source, mask=row >= 0, other=0).to(tl.pointer_type(tl.float32))
+    tl.store(to + choice % choices_per_source, total, mask=row >= 0)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "stride"])
+def _sum_home(
+    home, experts, y, num_tokens, stride,
+    E: tl.constexpr, D: tl.constexpr, K: tl.constexpr, WORLD: tl.constexpr,
+    TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    owners = _owners(experts, token, num_tokens, E, K)
+    total = tl.zeros((TOKENS, COLUMNS), tl.float32)
+    for peer in tl.static_range(WORLD):
+        at = (peer * stride + token).to(tl.int64)[:, None] * D + column[None, :]
+        mask = ((owners >> peer) & 1 == 1)[:, None]
+        total += tl.load(home + at, mask=mask, other=0.0).to(tl.float32)
+    at = token.to(tl.int64)[:, None] * D + column[None, :]
+    tl.store(y + at, total.to(y.dtype.element_ty), mask=(token < num_tokens)[:, None])
+
+
+@triton.jit(do_not_specialize=["rank", "limit"])
+def _signal_and_wait(
+    flags_P, own_flags, epochs, status, rank, limit,
+    PHASE: tl.constexpr, WORLD: tl.constexpr, PEERS: tl.constexpr, HAS_CLOCK: tl.constexpr,
+):  # fmt: skip
+    epoch = tl.load(epochs + PHASE) + 1
+    tl.store(epochs + PHASE, epoch)
+    peer = tl.arange(0, PEERS)
+    to = tl.load(flags_P + peer, mask=peer < WORLD, other=0).to(tl.pointer_type(tl.int32))
+    # nothing else orders the stores of this program before the release
+    tl.debug_barrier()
+    tl.atomic_xchg(
+        to + PHASE * WORLD + rank, tl.zeros_like(peer) + epoch,
+        mask=peer < WORLD, sem="release", scope="sys",
+    )  # fmt: skip
+    start = _clock(HAS_CLOCK)
+    spent = start - start
+    late = _first_late(own_flags, epoch, peer, PHASE, WORLD)
+    while (late < WORLD) & (spent < limit) & (tl.load(status, volatile=True) == 0):
+        late = _first_late(own_flags, epoch, peer, PHASE, WORLD)
+        spent = _clock(HAS_CLOCK) - start if HAS_CLOCK else spent + 1
+    if late < WORLD:
+        tl.atomic_cas(status, 0, late + 1, sem="relaxed", scope="gpu")
+
+
+@triton.jit
+def _first_late(own_flags, epoch, peer, PHASE: tl.constexpr, WORLD: tl.constexpr):
+    """The lowest rank whose flag is behind the epoch; WORLD when none is."""
+    flag = tl.atomic_add(
+        own_flags + PHASE * WORLD + peer, tl.zeros_like(peer),
+        mask=peer < WORLD, sem="acquire", scope="sys",
+    )  # fmt: skip
+    return tl.min(tl.where((peer < WORLD) & (flag - epoch < 0), peer, WORLD), 0)
+
+
+@triton.jit
+def _clock(HAS_CLOCK: tl.constexpr):
+    """Nanoseconds of the device, or 0 where there is no clock."""
+    if HAS_CLOCK:
+        return tl.extra.cuda.globaltimer().to(tl.int64)
+    return tl.full((), 0, tl.int64)
