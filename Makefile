@@ -24,8 +24,10 @@ test-gpu: ## the tests that need a GPU, and only those
 soak: ## fuzz, load, whole-suite renders: hours
 	./n test -m soak
 
-bench: install
-	$(BIN)/pytest bench --benchmark-enable
+bench: install ## what the operations cost; rows of a GPU go to bench/results/
+	./n bench kernels
+	./n bench transport
+	$(BIN)/pytest bench/test_prep.py bench/test_reference.py --benchmark-enable
 
 image:
 	$(MAKE) -C docker train

@@ -16,8 +16,9 @@ import typer
 from harness.errors import HarnessError, UsageError
 from harness.terminal import become, fail, has_terminal
 from harness.verbs import board, machine, run
+from harness.verbs.bench import bench
 from harness.verbs.eval import evals
-from harness.verbs.prep import prep
+from harness.verbs.prep import PASSED_THROUGH, prep
 
 BUG_EXIT = 1
 USAGE_EXIT = 2
@@ -47,6 +48,7 @@ for verb in (run.speedrun, run.train, run.attach, run.stop, run.resume):
 app.command("runs")(run.list_runs)
 app.command()(board.leaderboard)
 app.command()(machine.doctor)
+app.command("bench", context_settings=PASSED_THROUGH)(bench)
 app.add_typer(prep, name="prep")
 app.add_typer(evals, name="eval")
 

@@ -1,0 +1,121 @@
+"""Timers that treat everything alike, and contests in which implementations take turns.
+
+On a GPU a timing is: flush the L2 cache, keep the device busy for 2 ms, record an event, run,
+record an event. While the device is busy the host queues the work, so that the time is the device's
+and not that of launching. Whoever makes the host wait pays for it.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bench.rows import OURS
+
+FLUSH_BYTES = 256 * 2**20  # several times the L2 cache
+BUSY_CYCLES = 4_000_000  # 2 ms at 1.98 GHz
+TIMINGS, WARMUPS = 30, 5
+
+Work = Callable[[], Any]
+
+
+class Stopwatch:
+    """Microseconds of pieces of work that follow one another; events on a GPU, else the clock."""
+
+    def __init__(self, device: str) -> None:
+        self._on_gpu = device == "cuda"
+        self._flush = (
+            torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda") if self._on_gpu else None
+        )
+
+    def time(self, *pieces: Work, ready: Work | None = None) -> tuple[float, ...]:
+        """us from the start to the end of each piece, cumulative; `ready` runs before the start."""
+        if self._flush is None:
+            return self._time_on_host(pieces, ready)
+        self._flush.zero_()
+        torch.cuda._sleep(BUSY_CYCLES)
+        if ready is not None:
+            ready()
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(pieces) + 1)]
+        marks[0].record()
+        for piece, mark in zip(pieces, marks[1:], strict=True):
+            piece()
+            mark.record()
+        marks[-1].synchronize()
+        return tuple(marks[0].elapsed_time(mark) * 1000 for mark in marks[1:])
+
+    def repeat(self, work: Work) -> list[float]:
+        """`TIMINGS` timings of one piece after the warm-up."""
+        return [self.time(work)[0] for _ in range(WARMUPS + TIMINGS)][WARMUPS:]
+
+    @staticmethod
+    def _time_on_host(pieces: Sequence[Work], ready: Work | None) -> tuple[float, ...]:
+        if ready is not None:
+            ready()
+        start = time.perf_counter()
+        ends = []
+        for piece in pieces:
+            piece()
+            ends.append(time.perf_counter())
+        return tuple((end - start) * 1e6 for end in ends)
+
+
+@dataclass(kw_only=True)
+class Contest:
+    """Entrants that take turns: a round times each once, every round another one begins.
+
+    prepare: draws the inputs of a round, outside the timers. Entrants map a name to a function that
+    times one run and returns us by what was timed.
+    """
+
+    prepare: Work
+    entrants: dict[str, Callable[[], dict[str, float]]]
+    times: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    rounds: int = 0
+
+    def round(self) -> None:
+        """A peer that fails is out, with the reason as its note; our own failure is raised."""
+        self.prepare()
+        names = [name for name in self.entrants if name not in self.failures]
+        first = self.rounds % max(1, len(names))
+        for name in names[first:] + names[:first]:
+            try:
+                timed = self.entrants[name]()
+            except FAILURES as error:
+                if name == OURS:
+                    raise
+                self.failures[name] = reason(error)
+                continue
+            for what, us in timed.items():
+                self.times.setdefault((name, what), []).append(us)
+        self.rounds += 1
+
+    def taken(self, name: str, what: str, *, last: int) -> list[float]:
+        """The newest timings; none of an entrant that is out."""
+        return [] if name in self.failures else self.times.get((name, what), [])[-last:]
+
+
+# What the code of others raises when it cannot run here.
+FAILURES = (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError, ImportError)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, short enough for a table."""
+    text = str(error).strip() or type(error).__name__
+    return f"failed: {text.splitlines()[0][:120]}"
+
+
+def median(times: Sequence[float]) -> float:
+    return statistics.median(times)
+
+
+def spread(times: Sequence[float]) -> float:
+    """The interquartile range; 0 of a single timing."""
+    if len(times) < 2:
+        return 0.0
+    first, _, third = statistics.quantiles(times, n=4, method="inclusive")
+    return third - first

@@ -1,0 +1,10 @@
+"""The verb bench."""
+
+import typer
+
+from harness.terminal import become
+
+
+def bench(context: typer.Context) -> None:
+    """Measure kernels or transport beside peers."""
+    become("bench", *context.args)
