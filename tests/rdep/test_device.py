@@ -1,0 +1,53 @@
+"""The device wire between real processes: two ranks agree with one, bit by bit where they can.
+
+Without a GPU the kernels are interpreted over host shared memory; the source is the same.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from tests.rdep import device_cases as cases
+from tests.rdep.device_cases import Pass
+from tests.rdep.ranks import Ranks
+
+World = Callable[[int], Ranks]
+
+PASSES = [
+    Pass(counts=(20, 13)),
+    Pass(counts=(20, 13), layer=1, seed=1),
+    Pass(counts=(0, 9), routing="one", seed=2),
+    Pass(counts=(64, 1), routing="one", seed=3),
+    Pass(counts=(7, 0), seed=4),
+]
+
+
+def relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    difference = (got.double() - want.double()).norm().item()
+    return difference / want.double().norm().item() if difference else 0.0
+
+
+def test_two_ranks_agree_with_one_when_layers_follow_each_other(ranks: World) -> None:
+    halves, (whole,) = ranks(2).run(cases.layers, PASSES), ranks(1).run(cases.layers, PASSES)
+    for number, want in enumerate(whole):
+        got = {name: torch.cat([half[number][name] for half in halves]) for name in want}
+        # rows are the same and in the same order, so all that is made of whole rows is equal
+        for name in ("dgates", "dw13", "dw2"):
+            assert torch.equal(got[name], want[name]), (number, name)
+        # sums of a token over ranks are rounded to bf16 on each rank first
+        for name in ("y", "dx"):
+            assert relative(got[name], want[name]) <= 5e-3, (number, name)
+
+
+def test_same_bits_come_out_when_layers_run_again(ranks: World) -> None:
+    first, again = (ranks(2).run(cases.layers, PASSES[:3]) for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        for left, right in zip(one, other, strict=True):
+            assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_check_names_the_late_rank_when_one_does_not_come(ranks: World) -> None:
+    message, silent = ranks(2).run(cases.absent)
+    assert "waited" in message
+    assert "for rank 1, which did not come" in message
+    assert silent == ""
