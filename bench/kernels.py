@@ -44,7 +44,7 @@ class Stage:
             inputs.x_TD, weights.w13_EDG, rows, activation=ACTIVATION, impl=impl
         )
         self.y = ops.down(self.a, weights.w2_EFD, rows, impl=impl)
-        self.dh, self.ga, self.dgate = ops.down_grad(
+        self.dh, self.dgate = ops.down_grad(
             inputs.dy_TD, weights.w2_EFD, self.h, rows, activation=ACTIVATION, impl=impl
         )
         self.ids_N, self.choice_N = inputs.ids_TK.flatten().sort(stable=True)
@@ -55,7 +55,7 @@ class Stage:
         self.gate_N = inputs.gates_TK.flatten()[self.choice_N]
         self.real_N = rows.row_NK.flatten()[self.choice_N].long()
         self.p_h, self.p_dh = (beside(each[self.real_N]) for each in (self.h, self.dh))
-        self.p_a, self.p_y, self.p_ga = (each[self.real_N] for each in (self.a, self.y, self.ga))
+        self.p_a, self.p_y = (each[self.real_N] for each in (self.a, self.y))
 
     def sort(self) -> Rows:
         ids, gates = self.inputs.ids_TK, self.inputs.gates_TK
@@ -180,7 +180,7 @@ def _up(stage: Stage) -> Result:
 def _up_peer(stage: Stage) -> Result:
     x = stage.inputs.x_TD.index_select(0, stage.token_N)
     h = torch._grouped_mm(x, stage.weights.beside_EDG, offs=stage.ends_E)
-    return {"h": h, "a": swiglu(h)}
+    return {"h": h, "a": stage.gate_N.to(h.dtype)[:, None] * swiglu(h)}
 
 
 def _up_normal(stage: Stage, result: Result) -> Result:
@@ -193,7 +193,7 @@ def _up_wanted(stage: Stage) -> Wanted:
         x = stage.inputs.x_TD[stage.token_N[at]].double()
         h = x @ stage.weights.beside_EDG[expert].double()
         yield "h", at, h
-        yield "a", at, swiglu(h)
+        yield "a", at, stage.gate_N[at, None].double() * swiglu(h)
 
 
 def _down(stage: Stage) -> Result:
@@ -210,7 +210,7 @@ def _down_wanted(stage: Stage) -> Wanted:
 
 
 def _down_grad(stage: Stage) -> Result:
-    dh, gated, dgate = ops.down_grad(
+    dh, dgate = ops.down_grad(
         stage.inputs.dy_TD,
         stage.weights.w2_EFD,
         stage.h,
@@ -218,7 +218,7 @@ def _down_grad(stage: Stage) -> Result:
         activation=ACTIVATION,
         impl=stage.impl,
     )
-    return {"dh": dh, "gated": gated, "dgate": dgate}
+    return {"dh": dh, "dgate": dgate}
 
 
 def _down_grad_peer(stage: Stage) -> Result:
@@ -226,12 +226,12 @@ def _down_grad_peer(stage: Stage) -> Result:
     da = torch._grouped_mm(dy, stage.weights.w2_EFD.mT, offs=stage.ends_E)
     a, gate = swiglu(stage.p_h), stage.gate_N.to(da.dtype)[:, None]
     dh = swiglu_grad(stage.p_h, gate * da)
-    return {"dh": dh, "gated": gate * a, "dgate": (da * a).sum(dim=1)}
+    return {"dh": dh, "dgate": (da * a).sum(dim=1)}
 
 
 def _down_grad_normal(stage: Stage, result: Result) -> Result:
-    dh, gated = (result[name][stage.real_N] for name in ("dh", "gated"))
-    return {"dh": beside(dh), "gated": gated, "dgate": result["dgate"].sum(0)[stage.real_N]}
+    dgate_R = result["dgate"].sum(dim=0)
+    return {"dh": beside(result["dh"][stage.real_N]), "dgate": dgate_R[stage.real_N]}
 
 
 def _down_grad_wanted(stage: Stage) -> Wanted:
@@ -240,7 +240,6 @@ def _down_grad_wanted(stage: Stage) -> Wanted:
         da, h = dy @ stage.weights.w2_EFD[expert].double().mT, stage.p_h[at].double()
         a, gate = swiglu(h), stage.gate_N[at, None].double()
         yield "dh", at, swiglu_grad(h, gate * da)
-        yield "gated", at, gate * a
         yield "dgate", at, (da * a).sum(dim=1)
 
 
@@ -263,19 +262,19 @@ def _up_grad_wanted(stage: Stage) -> Wanted:
 
 def _dw2(stage: Stage) -> Result:
     dy, rows = stage.inputs.dy_TD, stage.rows
-    ops.weight_grad(stage.ga, dy, rows, stage.dw2, gathered="right", impl=stage.impl)
+    ops.weight_grad(stage.a, dy, rows, stage.dw2, gathered="right", impl=stage.impl)
     return {"dw2": stage.dw2}
 
 
 def _dw2_peer(stage: Stage) -> Result:
     dy = stage.inputs.dy_TD.index_select(0, stage.token_N)
-    return {"dw2": torch._grouped_mm(stage.p_ga.mT, dy, offs=stage.ends_E)}
+    return {"dw2": torch._grouped_mm(stage.p_a.mT, dy, offs=stage.ends_E)}
 
 
 def _dw2_wanted(stage: Stage) -> Wanted:
     for expert, at in stage.segments():
         dy = stage.inputs.dy_TD[stage.token_N[at]].double()
-        yield "dw2", expert, stage.p_ga[at].double().mT @ dy
+        yield "dw2", expert, stage.p_a[at].double().mT @ dy
 
 
 def _dw13(stage: Stage) -> Result:
@@ -299,36 +298,17 @@ def _dw13_wanted(stage: Stage) -> Wanted:
 
 
 def _combine(stage: Stage) -> Result:
-    row, gates = stage.rows.row_NK, stage.inputs.gates_TK
-    return {"y": ops.combine(stage.y, row, gates, impl=stage.impl)}
+    return {"y": ops.combine(stage.y, stage.rows.row_NK, impl=stage.impl)}
 
 
 def _combine_peer(stage: Stage) -> Result:
-    y = stage.p_y * stage.gate_N.to(stage.p_y.dtype)[:, None]
-    return {"y": torch.zeros_like(stage.inputs.x_TD).index_add(0, stage.token_N, y)}
-
-
-def _sum(stage: Stage) -> Result:
-    return {"y": ops.combine(stage.y, stage.rows.row_NK, None, impl=stage.impl)}
-
-
-def _sum_peer(stage: Stage) -> Result:
     return {"y": torch.zeros_like(stage.inputs.x_TD).index_add(0, stage.token_N, stage.p_y)}
-
-
-def _rows_of(stage: Stage, tokens: Tensor) -> Tensor:
-    return stage.p_y[stage.place_N.view(stage.shape.tokens, -1)[tokens]].double()
 
 
 def _combine_wanted(stage: Stage) -> Wanted:
     tokens = stage.some_tokens()
-    gates = stage.inputs.gates_TK[tokens].double()
-    yield "y", tokens, (_rows_of(stage, tokens) * gates[..., None]).sum(dim=1)
-
-
-def _sum_wanted(stage: Stage) -> Wanted:
-    tokens = stage.some_tokens()
-    yield "y", tokens, _rows_of(stage, tokens).sum(dim=1)
+    rows_tK = stage.place_N.view(stage.shape.tokens, -1)[tokens]
+    yield "y", tokens, stage.p_y[rows_tK].double().sum(dim=1)
 
 
 def _gate_grads(stage: Stage) -> Result:
@@ -345,9 +325,9 @@ def _gate_grads_wanted(stage: Stage) -> Wanted:
     yield "dgates", tokens, stage.dgate[:, rows].double().sum(dim=0)
 
 
-def _sums_bytes(shape: Shape, each: int) -> float:
-    """A bf16 row a choice read, one a token written, and so many bytes a choice beside it."""
-    return 2.0 * shape.dim * (shape.choices + shape.tokens) + each * shape.choices
+def _combine_bytes(shape: Shape) -> float:
+    """A bf16 row and its index a choice read, a bf16 row a token written."""
+    return 2.0 * shape.dim * (shape.choices + shape.tokens) + 4.0 * shape.choices
 
 
 FLOPS, BYTES = "TFLOP/s", "GB/s"
@@ -367,7 +347,7 @@ KERNELS = (
         ours=_down, peer=_down_peer, normal=_packed, wanted=_down_wanted,
     ),
     Kernel(
-        name="combine", unit=BYTES, work=lambda shape: _sums_bytes(shape, 8),
+        name="combine", unit=BYTES, work=_combine_bytes,
         ours=_combine, peer=_combine_peer, normal=_same, wanted=_combine_wanted,
     ),
     Kernel(
@@ -385,10 +365,6 @@ KERNELS = (
     Kernel(
         name="up_grad", unit=FLOPS, work=_product(2),
         ours=_up_grad, peer=_up_grad_peer, normal=_packed, wanted=_up_grad_wanted,
-    ),
-    Kernel(
-        name="combine, no gates", unit=BYTES, work=lambda shape: _sums_bytes(shape, 4),
-        ours=_sum, peer=_sum_peer, normal=_same, wanted=_sum_wanted,
     ),
     # at least one fp32 part and its row in, one gradient out
     Kernel(

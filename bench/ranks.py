@@ -84,6 +84,8 @@ class _Rank:
         self._source = Source(replace(shape, tokens=shape.tokens * world), device=job.device)
         self._weights = self._source.weights()
         self._align = torch.zeros(1, device=job.device)
+        counts = [shape.tokens] * world
+        self._counts_P = torch.tensor(counts, dtype=torch.int32, device=job.device)
         self._useful: list[float] = []
 
     def measure(self) -> Measured:
@@ -122,6 +124,7 @@ class _Rank:
         outputs = {name: self._gathered(layers[name].outputs()) for name in entrants}
         measured.errors = layer_errors(self._all, self._weights, outputs)
         if OURS in layers:
+            transport.check()
             transport.close()
         return measured
 
@@ -143,6 +146,7 @@ class _Rank:
     def _draw(self) -> None:
         shape = self._job.shape
         self._all = self._source.draw()
+        self._ids_on_wire = self._all.ids_TK.int()
         at = slice(self._rank * shape.tokens, (self._rank + 1) * shape.tokens)
         self._inputs = Inputs(
             x_TD=self._all.x_TD[at],
@@ -189,13 +193,12 @@ class _Rank:
 
     def _sort(self) -> None:
         """What a dispatch sorts: the choices of all ranks, for the experts here."""
-        tokens, world = self._job.shape.tokens, self._job.world
         ops.sort_rows(
-            self._all.ids_TK,
+            self._ids_on_wire,
             self._all.gates_TK,
             self._local,
-            count_P=torch.full((world,), tokens, dtype=torch.int32, device=self._align.device),
-            stride=tokens,
+            count_P=self._counts_P,
+            stride=self._job.shape.tokens,
             impl=self._impl,
         )
 

@@ -106,13 +106,8 @@ class _Few:
 
 def _down_grad(few: _Few) -> None:
     w2, dy = few.weights.w2_EFD, few.inputs.dy_TD
-    *_, dgate = ops.down_grad(dy, w2, few.h, few.rows, activation=ACTIVATION, impl="triton")
+    _, dgate = ops.down_grad(dy, w2, few.h, few.rows, activation=ACTIVATION, impl="triton")
     ops.gate_grads(dgate, few.rows.row_NK, impl="triton")
-
-
-def _combine(few: _Few) -> None:
-    for gates in (few.inputs.gates_TK, None):
-        ops.combine(few.y, few.rows.row_NK, gates, impl="triton")
 
 
 _OPS: dict[str, Callable[[_Few], Any]] = {
@@ -138,5 +133,5 @@ _OPS: dict[str, Callable[[_Few], Any]] = {
         gathered="left",
         impl="triton",
     ),
-    "combine": _combine,
+    "combine": lambda few: ops.combine(few.y, few.rows.row_NK, impl="triton"),
 }
