@@ -9,9 +9,9 @@ Expert: y = w2 gate h^2 with h = w1 x. Every layer adds its y to x. The loss is 
 """
 
 import random
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from nmoe.rdep.ipc import PHASES
 
@@ -19,10 +19,13 @@ PRIME = 2**31 - 1
 POISON = 123_456_789  # as an expert, nobody's
 
 T = TypeVar("T")
-Cell = tuple[str | int, ...]  # region and indices
+Cell = tuple[Any, ...]  # region and indices
 Condition = Callable[[], bool]
+Event = int | tuple[int, int, Cell]  # a step of a rank, or what lands: source, peer, cell
 Program = Generator[Condition | None, None, T]  # yields what must hold before it goes on
 Choices = list[list[tuple[int, int]]]  # of each token its (expert, gate)
+# of every rank y and, in training, d(gates) of each layer and dx; d(w1, w2) of (layer, expert)
+Answers = tuple[list[list[list[int]]], dict[tuple[int, int], list[int]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +78,7 @@ class Arrived:
 
 @dataclass(slots=True)
 class Trace:
-    """Regions read and put before each sync, in order; what follows the last is not kept."""
+    """Regions read and put before each sync, in order, and since the last."""
 
     segments: list[tuple[frozenset[str], frozenset[str], str]] = field(default_factory=list)
     reads: set[str] = field(default_factory=set)
@@ -93,7 +96,7 @@ class Rank:
     def __init__(self, world: "World", rank: int, problem: Problem) -> None:
         self.world, self.rank, self.problem = world, rank, problem
         self.local = range(rank * problem.each, (rank + 1) * problem.each)
-        self.epochs = dict.fromkeys(PHASES, 0)
+        self.epochs: dict[str, int] = dict.fromkeys(PHASES, 0)
         self.trace = Trace()
         self.history = 0  # hash of all that was read
         self.answers: list[list[int]] = []
@@ -232,7 +235,7 @@ class Rank:
 
     def put(self, peer: int, cell: Cell, value: int) -> None:
         # no yield: nobody sees it before it lands
-        self.trace.puts.add(str(cell[0]))
+        self.trace.puts.add(cell[0])
         self.world.put(self.rank, peer, cell, value)
 
     def read(self, cells: Iterable[Cell]) -> Program[dict[Cell, int]]:
@@ -240,7 +243,7 @@ class Rank:
         for cell in self.world.order(dict.fromkeys(cells)):
             yield
             values[cell] = self.world.memory[self.rank].get(cell, POISON)
-            self.trace.reads.add(str(cell[0]))
+            self.trace.reads.add(cell[0])
             self.history = hash((self.history, values[cell]))
         return values
 
@@ -315,15 +318,12 @@ class World:
         history = tuple(rank.history for rank in self.ranks)
         return hash((tuple(self.steps), history, *(frozenset(c.items()) for c in contents)))
 
-    def verdict(self, want: "Answers") -> str:
+    def verdict(self, want: Answers) -> str:
         """How a schedule that cannot go on has ended: exact, wrong or deadlock."""
         if not self.is_done:
             return "deadlock"
         dw = {at: value for rank in self.ranks for at, value in rank.dw.items()}
         return "exact" if ([rank.answers for rank in self.ranks], dw) == want else "wrong"
-
-
-Answers = tuple[list[list[list[int]]], dict[tuple[int, int], list[int]]]
 
 
 def run_at_random(problem: Problem, want: Answers, kind: type[Rank], *, seed: int) -> str:
@@ -345,15 +345,14 @@ def run_at_random(problem: Problem, want: Answers, kind: type[Rank], *, seed: in
     return world.verdict(want)
 
 
-def explore(problem: Problem, kind: type[Rank]) -> tuple[int, set[str]]:
-    """Every schedule of a small problem: the number of states and all verdicts.
+def explore(problem: Problem, kind: type[Rank]) -> Iterator[str]:
+    """Every state that a schedule of a small problem can reach: its verdict, or "running".
 
     A generator cannot be copied, so a branch begins by repeating what led to it.
     """
     want = oracle(problem)
     seen: set[int] = set()
-    verdicts: set[str] = set()
-    branches: list[list[tuple]] = [[]]
+    branches: list[list[Event]] = [[]]
     while branches:
         path = branches.pop()
         world = World(problem, kind)
@@ -361,25 +360,24 @@ def explore(problem: Problem, kind: type[Rank]) -> tuple[int, set[str]]:
             _take(world, event)
         while (key := world.key()) not in seen:
             seen.add(key)
-            events = _events(world)
-            if not any(len(event) == 1 for event in events):
-                verdicts.add(world.verdict(want))
+            if not world.ready():
+                yield world.verdict(want)
                 break
-            branches += [[*path, event] for event in events[1:]]
-            path.append(events[0])
-            _take(world, events[0])
-    return len(seen), verdicts
+            yield "running"
+            first, *others = _events(world)
+            branches += [[*path, event] for event in others]
+            path.append(first)
+            _take(world, first)
 
 
-def _events(world: World) -> list[tuple]:
-    steps = [(rank,) for rank in world.ready()]
+def _events(world: World) -> list[Event]:
     lands = [(*link, cell) for link, cells in world.in_flight.items() for cell in cells]
-    return steps + lands
+    return [*world.ready(), *lands]
 
 
-def _take(world: World, event: tuple) -> None:
-    if len(event) == 1:
-        world.step(*event)
+def _take(world: World, event: Event) -> None:
+    if isinstance(event, int):
+        world.step(event)
     else:
         world.land(*event)
 
@@ -391,11 +389,9 @@ def oracle(problem: Problem) -> Answers:
     for one in problem.passes:
         for rank, answer in enumerate(answers):
             xs = [one.x[rank]]
-            for layer, choices in enumerate(one.choices):
-                y = [
-                    sum(w2 * gate * (w1 * x) ** 2 for (w1, w2), gate in weighted(problem, layer, c))
-                    for x, c in zip(xs[-1], choices[rank], strict=True)
-                ]
+            for w, choices in zip(problem.weights, one.choices, strict=True):
+                tokens = zip(xs[-1], choices[rank], strict=True)
+                y = [sum(w[e][1] * gate * (w[e][0] * x) ** 2 for e, gate in c) for x, c in tokens]
                 xs.append(add(xs[-1], y))
             answer.append(xs.pop())
             if not one.is_training:
@@ -416,13 +412,6 @@ def oracle(problem: Problem) -> Answers:
                 dy = add(dy, dx)
             answer.append(dy)
     return answers, dw
-
-
-def weighted(
-    problem: Problem, layer: int, chosen: list[tuple[int, int]]
-) -> list[tuple[tuple[int, int], int]]:
-    """Of each choice the weights of its expert, and its gate."""
-    return [(problem.weights[layer][expert], gate) for expert, gate in chosen]
 
 
 def add(first: list[int], second: list[int]) -> list[int]:
