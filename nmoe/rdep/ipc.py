@@ -28,6 +28,7 @@ it:
 - dgates: copied out before my next signal; it is put in the next BR, after its source's BD wait.
 Each phase has its own epoch, which only grows and is compared with >=: a signal is never lost,
 however early it comes. Ranks without tokens or rows put no rows but signal all the same.
+`tests/rdep/protocol.py` is a model of this that runs under schedules of all sorts.
 
 All ranks make the same calls in the same order, and each rank checks its own: dispatch, combine; in
 the backward pass dispatch_grads, combine_grads.
