@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.layers import compiled
+from bench.layers import compiled, grouped, grouped_and_gathered
 from bench.problem import Source
 from bench.shapes import ACTIVATION, Shape
 from bench.timing import FAILURES, reason
@@ -64,10 +64,11 @@ def run(job: Job) -> str:
     try:
         if name == "compiled":
             source = Source(shape, device="cuda")
-            layer = compiled(source.weights())
-            layer.load(source.draw())
-            layer.forward()
-            layer.backward()
+            for function in (grouped, grouped_and_gathered):
+                layer = compiled(source.weights(), function)
+                layer.load(source.draw())
+                layer.forward()
+                layer.backward()
         elif name == "sort":
             few = replace(shape, tokens=FEW_TOKENS)
             inputs = Source(few, device="cuda").draw()

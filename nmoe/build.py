@@ -167,6 +167,7 @@ def make_model(
 def save(run: Run, kind: Literal["step", "target"], *, loss: float | None = None) -> Progress:
     """Write a checkpoint off the clock; at the target only weights, with the passing `loss`."""
     began = time.perf_counter()
+    run.transport.check()
     with run.clock.paused("checkpoint_s"):
         progress = current_progress(run, loss=loss)
         replicated: dict[str, Any] = {"model": _model_state(run.model, is_expert=False)}

@@ -132,6 +132,7 @@ def log_step(run: Run) -> StopReason:
 
     Raises Diverged on every rank for a loss that is not finite or a collapsed router.
     """
+    run.transport.check()
     losses = dist.all_reduce(run.meter.loss_share().clone())
     reason = stop_reason(run)
     if reason:
@@ -187,6 +188,7 @@ def validation_step(run: Run) -> Validation:
             batch=run.plan.train.micro_batch,
             device=run.device,
         )
+        run.transport.check()
     seconds = run.clock.eval_s - before_s
     run.report.validation(run.step, result, train_s=run.clock.train_s, seconds=seconds)
     run.report.event(PhaseEvent(phase="training"))
@@ -244,7 +246,7 @@ def finish(run: Run) -> None:
 def _score(
     run: Run, *, cap: int, records: Path | None, on_task: Callable[[int, int, TaskScore], None]
 ) -> CoreResult:
-    return score_core(
+    result = score_core(
         run.plan,
         run.model,
         run.tokenizer,
@@ -255,6 +257,8 @@ def _score(
         on_task=on_task,
         warn=lambda text: run.report.alert("core-cache", text),
     )
+    run.transport.check()
+    return result
 
 
 def train(run: Run) -> tuple[Status, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nmoe.data.tokenizer import Gpt2Tokenizer
+from nmoe.data.tokenizer import GPT2, TiktokenTokenizer
 from tests.eval import fakes
 
 _DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -33,4 +33,4 @@ def real_tokenizer():
     path = Path(os.environ.get("NMOE_TEST_DATA", _DATA)) / "gpt2_bpe" / "gpt2.tiktoken"
     if not path.exists():
         pytest.skip(f"the GPT-2 vocabulary is absent: no {path}")
-    return Gpt2Tokenizer.open(path)
+    return TiktokenTokenizer.open(GPT2, path)
