@@ -36,9 +36,9 @@ class Rows(NamedTuple):
 
 
 def capacity(choices: int, num_experts: int, *, tile: int) -> int:
-    """Rows that always suffice for so many choices; a multiple of `tile`."""
+    """Rows that always suffice for so many choices; a multiple of `tile`, at least one."""
     used = min(num_experts, choices)  # only experts with rows have padding
-    return -(-(choices + used * (tile - 1)) // tile) * tile
+    return max(1, -(-(choices + used * (tile - 1)) // tile)) * tile
 
 
 def parts(activation: Activation) -> int:

@@ -5,6 +5,7 @@ Ranks of one GPU share its memory over CUDA IPC, as ranks of several do over sym
 Legend: T tokens of a rank, D model, F hidden, K top-k, E experts, e local experts.
 """
 
+import random
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -160,6 +161,20 @@ def layers(rank: int, world: int, passes: list[Pass]) -> list[dict[str, Tensor]]
     transport.check()
     transport.close()
     return answers
+
+
+def random_passes(number: int, *, seed: int) -> list[Pass]:
+    """Passes of two ranks that take turns in their layers, ranks without tokens among them."""
+    draw = random.Random(seed)
+    return [
+        Pass(
+            counts=(draw.choice((0, 1, MAX_TOKENS, draw.randint(2, 60))), draw.randint(0, 64)),
+            routing=draw.choice(("random", "random", "one")),
+            layer=i % NUM_LAYERS,
+            seed=i,
+        )
+        for i in range(number)
+    ]
 
 
 def experts(transport: Transport, *, layer: int) -> Experts:

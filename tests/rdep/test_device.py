@@ -5,6 +5,7 @@ Without a GPU the kernels are interpreted over host shared memory; the source is
 
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from tests.rdep import device_cases as cases
@@ -19,6 +20,7 @@ PASSES = [
     Pass(counts=(0, 9), routing="one", seed=2),
     Pass(counts=(64, 1), routing="one", seed=3),
     Pass(counts=(7, 0), seed=4),
+    Pass(counts=(0, 0), seed=5),
 ]
 
 
@@ -28,7 +30,20 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def test_two_ranks_agree_with_one_when_layers_follow_each_other(ranks: World) -> None:
-    halves, (whole,) = ranks(2).run(cases.layers, PASSES), ranks(1).run(cases.layers, PASSES)
+    assert_two_agree_with_one(ranks, PASSES)
+
+
+@pytest.mark.gpu
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(4))
+def test_two_ranks_agree_with_one_when_hundreds_of_layers_are_drawn(
+    ranks: World, seed: int
+) -> None:
+    assert_two_agree_with_one(ranks, cases.random_passes(300, seed=seed))
+
+
+def assert_two_agree_with_one(ranks: World, passes: list[Pass]) -> None:
+    halves, (whole,) = ranks(2).run(cases.layers, passes), ranks(1).run(cases.layers, passes)
     for number, want in enumerate(whole):
         got = {name: torch.cat([half[number][name] for half in halves]) for name in want}
         # rows are the same and in the same order, so all that is made of whole rows is equal
