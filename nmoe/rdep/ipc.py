@@ -164,10 +164,7 @@ class Ipc:
         )
 
     def combine(self, y_RD: Tensor, arrived: Arrived) -> Tensor:
-        num_rows = len(arrived.rows.slot_R)
-        if y_RD.dtype != self._dtype or len(y_RD) != num_rows:
-            got = f"{y_RD.dtype} {tuple(y_RD.shape)}"
-            raise ValueError(f"combine: got y {got}, expected {self._dtype} with {num_rows} rows.")
+        self._check_rows("combine", "y", y_RD, num_rows=len(arrived.rows.slot_R))
         self._enter("combine", due="combine", then="")
         self.wire.push_sums(y_RD, arrived.rows.row_NK)
         self.wire.sync("FR")
@@ -179,6 +176,7 @@ class Ipc:
                 f"backward of layer {arrived.layer}: its rows are gone, a later dispatch of the "
                 "layer overwrote them. Run each backward pass before the next forward pass."
             )
+        self._check_rows("dispatch_grads", "dy", dy_TD, num_rows=len(arrived.experts_TK))
         self._enter("dispatch_grads", due="", then="combine_grads")
         self.wire.push_rows("dy", dy_TD, arrived.experts_TK)
         self.wire.sync("BD")
@@ -187,6 +185,7 @@ class Ipc:
     def combine_grads(
         self, dx_RD: Tensor, dgate_BR: Tensor, arrived: Arrived
     ) -> tuple[Tensor, Tensor]:
+        self._check_rows("combine_grads", "dx", dx_RD, num_rows=len(arrived.rows.slot_R))
         self._enter("combine_grads", due="combine_grads", then="")
         self.wire.push_sums(dx_RD, arrived.rows.row_NK)
         self.wire.push_gate_grads(dgate_BR, arrived.rows.row_NK)
@@ -220,3 +219,8 @@ class Ipc:
                 f"dispatch: got {len(x_TD)} tokens in layer {layer}, expected at most "
                 f"{self._max_tokens} tokens and {len(self._turns)} layers as opened."
             )
+
+    def _check_rows(self, call: str, name: str, values: Tensor, *, num_rows: int) -> None:
+        if values.dtype != self._dtype or values.shape != (num_rows, self._dim):
+            got, wanted = f"{values.dtype} {tuple(values.shape)}", (num_rows, self._dim)
+            raise ValueError(f"{call}: got {name} {got}, expected {self._dtype} {wanted}.")

@@ -263,6 +263,7 @@ def misuse(rank: int, world: int, how: str) -> str:
     steps: dict[str, Callable[[], Any]] = {
         "dispatch twice": lambda: (dispatch(), dispatch()),
         "combine twice": lambda: combine(forward()),
+        "other gradients": lambda: transport.dispatch_grads(t["dy"][:5].double(), forward()),
         "too few rows": lambda: combine(dispatch(), num_rows=1),
         "backward inside a layer": lambda: dispatch_grads(dispatch()),
         "stale backward": lambda: dispatch_grads((forward(), forward())[0]),

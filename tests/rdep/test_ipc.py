@@ -226,7 +226,11 @@ def test_open_is_refused_on_every_rank_when_shared_memory_is_too_small(ranks: Wo
     [
         ("dispatch twice", "got dispatch, expected combine"),
         ("combine twice", "got combine, expected dispatch or dispatch_grads"),
-        ("too few rows", "combine: got y torch.float32 (1, 32), expected torch.float32 with "),
+        (
+            "other gradients",
+            "dispatch_grads: got dy torch.float64 (5, 32), expected torch.float32 (",
+        ),
+        ("too few rows", "combine: got y torch.float32 (1, 32), expected torch.float32 ("),
         ("backward inside a layer", "got dispatch_grads, expected combine"),
         ("stale backward", "backward of layer 0: its rows are gone"),
         ("half a backward", "got dispatch, expected combine_grads"),
