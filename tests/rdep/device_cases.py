@@ -5,7 +5,10 @@ Ranks of one GPU share its memory over CUDA IPC, as ranks of several do over sym
 Legend: T tokens of a rank, D model, F hidden, K top-k, E experts, e local experts.
 """
 
+import os
 import random
+import signal
+import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -206,3 +209,24 @@ def absent(rank: int, world: int) -> str:
     dist.barrier()
     transport.close()
     return message
+
+
+def die_in_step(rank: int, world: int, victim: int) -> tuple[str, float]:
+    """`victim` kills itself between dispatch and combine; what the others are told, and when."""
+    transport = open_for_test(rank, world, timeout_s=1.0)
+    device = device_of(rank)
+    t = Pass(counts=(5,) * world).tensors()
+    x, ids, gates = (t[name][:5].to(device) for name in ("x", "ids", "gates"))
+    arrived = transport.dispatch(x, ids, gates, layer=0)
+    transport.check()
+    if rank == victim:
+        os.kill(os.getpid(), signal.SIGKILL)
+    kernels.INTERPRETED_LOOKS = 50
+    start = time.monotonic()
+    num_rows = len(arrived.rows.slot_R)
+    transport.combine(torch.zeros(num_rows, DIM, dtype=torch.bfloat16, device=device), arrived)
+    try:
+        transport.check()
+    except PeerTimeout as error:
+        return str(error), time.monotonic() - start
+    return "", time.monotonic() - start

@@ -3,7 +3,7 @@
 Without a GPU the kernels are interpreted over host shared memory; the source is the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -66,3 +66,17 @@ def test_check_names_the_late_rank_when_one_does_not_come(ranks: World) -> None:
     assert "waited" in message
     assert "for rank 1, which did not come" in message
     assert silent == ""
+
+
+@pytest.fixture
+def doomed() -> Iterator[Ranks]:
+    world = Ranks(2)
+    yield world
+    world.close()
+
+
+def test_survivor_is_told_soon_when_a_rank_is_killed_in_mid_step(doomed: Ranks) -> None:
+    (message, seconds), dead = doomed.run(cases.die_in_step, 1)
+    assert dead is None
+    assert "for rank 1, which did not come" in message
+    assert seconds < 10
