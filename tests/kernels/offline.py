@@ -43,6 +43,7 @@ class Report:
     wide_stores: int
     narrow: int  # of 2 bytes; copies of less than 16 to shared memory, where no table is copied
     bulk: int  # copies by the tensor memory accelerator
+    loose_releases: int  # stores of this program come before it, and no barrier between
 
     @property
     def faults(self) -> list[str]:
@@ -53,6 +54,7 @@ class Report:
             "rows are read, and not 16 bytes wide": self.reads_rows and not self.wide_loads,
             "rows are written, and not 16 bytes wide": self.writes_rows and not self.wide_stores,
             f"{self.narrow} narrow accesses to global memory": self.narrow > 0,
+            "a release with no barrier after the stores before it": self.loose_releases > 0,
         }
         label = f"{self.kernel} in case {self.case!r} for sm_{self.target}a"
         return [f"{label}: {fault}" for fault, is_there in found.items() if is_there]
@@ -142,4 +144,21 @@ def inspect(compiled: Any, *, case: str, kernel: str, target: int) -> Report:
         narrow=(0 if tables else copies - wide_copies)
         + count(r"\b(ld|st)\.[\w.:]*global[\w.:]*\.[bu]16\b"),
         bulk=count(r"cp\.async\.bulk\.tensor"),
+        loose_releases=loose_releases(ptx),
     )
+
+
+def loose_releases(ptx: str) -> int:
+    """Releases that thread 0 may do before other threads of the program have done their stores.
+
+    Triton 3.6 and 3.7 put no barrier there by themselves: `tl.debug_barrier` must be written.
+    """
+    loose, has_stored = 0, False
+    for line in ptx.splitlines():
+        if re.search(r"\.release\.|\.acq_rel\.", line):
+            loose += has_stored
+        elif re.search(r"\bst\.[\w.:]*global", line):
+            has_stored = True
+        elif re.search(r"\bbar(rier)?\.[\w.]*sync", line):
+            has_stored = False
+    return loose

@@ -52,6 +52,13 @@ def _every_other_column(x, out, N: tl.constexpr):
 
 
 @triton.jit
+def _flag_without_barrier(x, out, N: tl.constexpr):
+    at = tl.arange(0, N)
+    tl.store(out + at, tl.load(x + at))
+    tl.atomic_xchg(out, 1.0, sem="release", scope="sys")
+
+
+@triton.jit
 def _sound(x, out, N: tl.constexpr):
     at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
     tl.store(out + at, tl.load(x + at))
@@ -62,6 +69,7 @@ def launch():
     _spills[(1,)](x.float(), x.float(), 128, num_warps=1)
     _small_dot[(1,)](x, x, 16, num_warps=1)
     _every_other_column[(1,)](x, x, 64)
+    _flag_without_barrier[(1,)](x.float(), x.float(), 1024)
     _sound[(1,)](x, x, 64)
 
 
@@ -153,7 +161,7 @@ def test_kernels_compile_for_both_targets_without_faults() -> None:
     assert faults(compile_in_children("-m", CASES), entries) == []
 
 
-def test_gate_finds_spills_missing_tensor_cores_and_narrow_rows_when_they_are_planted(
+def test_gate_finds_each_fault_when_it_is_planted(
     tmp_path: Path,
 ) -> None:
     program = tmp_path / "planted.py"
@@ -169,6 +177,7 @@ def test_gate_finds_spills_missing_tensor_cores_and_narrow_rows_when_they_are_pl
         assert "rows are read, and not 16 bytes wide" in found["_every_other_column", target]
         assert "rows are written, and not 16 bytes wide" in found["_every_other_column", target]
         assert "narrow accesses" in found["_every_other_column", target]
+        assert "a release with no barrier" in found["_flag_without_barrier", target]
         assert found["_sound", target] == ""
 
 
