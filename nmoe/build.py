@@ -154,6 +154,7 @@ def make_transport(plan: Plan, world: dist.World, device: torch.device) -> Trans
         num_layers=num_moe_layers(plan),
         dtype=_dtype(plan),
         device=device,
+        impl=plan.model.impl,
     )
 
 

@@ -35,6 +35,7 @@ def build(path: Path, overrides: list[str]) -> tuple[Transformer, object]:
         num_layers=config.model.num_layers,
         dtype=torch.float32,
         device="cpu",
+        impl="reference",
     )
     return Transformer(config, transport, vocab_size=257, dtype=torch.float32), config
 

@@ -34,6 +34,7 @@ def transport_of(config: Config, *, dtype: torch.dtype = torch.float32) -> Trans
         num_layers=config.model.num_layers,
         dtype=dtype,
         device="cpu",
+        impl="reference",
     )
 
 

@@ -84,7 +84,7 @@ def open_transport(
     num_layers: int,
     dtype: torch.dtype,
     device: torch.device | str,
-    impl: Impl = "reference",
+    impl: Impl,
     timeout_s: float = 60.0,
 ) -> Transport:
     """The transport of `rank`: `Single` for a world of one, else `Ipc`, opened by all together.

@@ -79,6 +79,7 @@ def open_for_test(rank: int, world: int, **changes: Any) -> Transport:
         "num_layers": 1,
         "dtype": torch.float32,
         "device": "cpu",
+        "impl": "reference",
     }
     return open_transport(rank=rank, world=world, **(settings | changes))
 

@@ -17,6 +17,7 @@ SETTINGS: dict[str, Any] = {
     "num_layers": 1,
     "dtype": torch.float32,
     "device": "cpu",
+    "impl": "reference",
 }
 
 
