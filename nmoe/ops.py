@@ -4,7 +4,7 @@
 not built is refused. Layout of rows and expert weights: `nmoe.expert_layout`.
 
 Legend: S slots, N slots with choices, K top-k, R rows, D model, F expert hidden, G columns of w13,
-e local experts, B parts of d(gate).
+e local experts, B parts of d(gate), T tokens, V vocabulary.
 """
 
 from types import ModuleType
