@@ -26,6 +26,7 @@ soak: ## fuzz, load, whole-suite renders: hours
 
 bench: install ## what the operations cost; rows of a GPU go to bench/results/
 	./n bench kernels
+	./n bench loss
 	./n bench transport
 	$(BIN)/pytest bench/test_prep.py bench/test_reference.py --benchmark-enable
 

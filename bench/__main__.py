@@ -25,6 +25,7 @@ from nmoe.paths import REPO_ROOT
 RESULTS = REPO_ROOT / "bench" / "results"
 FILES = {
     "kernels": ("test_kernels.py", "test_layer.py"),
+    "loss": ("test_loss.py",),
     "transport": ("test_transport.py",),
 }
 USAGE_EXIT = 2
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     nouns = parser.add_subparsers(dest="noun", required=True, metavar="WHAT")
     helps = {
         "kernels": "each kernel and the layer, in turn with their peers",
+        "loss": "the loss of the head, forward and backward, in turn with torch",
         "transport": "dispatch, return and the layer on two ranks",
     }
     for noun, text in helps.items():
@@ -79,7 +81,10 @@ def _parser() -> argparse.ArgumentParser:
             "--compare", type=Path, metavar="FILE", help="mark what is slower than in these rows"
         )
         verb.add_argument("--rows", type=Path, metavar="FILE", help="keep the rows there instead")
-        verb.add_argument("--shapes", default="", metavar="A,B", help="only these shapes")
+        if noun == "loss":  # one shape of its own
+            verb.set_defaults(shapes="")
+        else:
+            verb.add_argument("--shapes", default="", metavar="A,B", help="only these shapes")
         verb.add_argument("--commit", help="of the code, where git does not know it")
     verb = nouns.add_parser("show", help="the table of a file of rows")
     verb.add_argument("file", type=Path, metavar="FILE")
@@ -112,6 +117,8 @@ def _measure(options: argparse.Namespace, shapes: Sequence[Shape], rows_file: Pa
 
 
 def _compile(noun: str, shapes: Sequence[Shape]) -> list[str]:
+    if noun == "loss":
+        return []  # its warm-up compiles two kernels
     if noun == "transport":
         return compile_all(shapes[:1], peers=())
     peers = [shape for shape in shapes if shape.num_experts < MOST_GROUPS]

@@ -303,8 +303,8 @@ def _warm_up(run: Run) -> None:
     """One forward and backward pass on validation text whose effects are thrown away."""
     run.report.event(PhaseEvent(phase="compiling", note="warm-up"))
     windows = run.windows_WS[: run.plan.train.micro_batch].astype(np.int64)
-    nats_T, _ = run.model.nats(torch.from_numpy(windows).to(run.device))
-    nats_T.mean().backward()
+    nats, _, _ = run.model.nats(torch.from_numpy(windows).to(run.device))
+    nats.backward()
     run.model.zero_grad(set_to_none=True)
     for _, layer in run.model.moe_layers():
         layer.router.loads_E.zero_()

@@ -21,7 +21,8 @@ from nmoe.rdep import Transport
 
 GroupName = Literal["dense", "router", "expert"]
 Kind = Literal["matrix", "table", "vector"]
-LOSS_CHUNK = 4096
+# Tokens whose logits are in memory at once: a product of 16k rows fills a GPU.
+LOSS_CHUNK: dict[Impl, int] = {"reference": 4096, "triton": 16_384}
 
 
 class Block(nn.Module):
@@ -77,18 +78,21 @@ class Transformer(nn.Module):
                 aux_sum = aux_sum + aux
         return self.norm(x_BSD), aux_sum
 
-    def nats(self, windows_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """(nats_T of predicting each window's next token, aux sum); windows are [B, S + 1]."""
+    def nats(self, windows_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(sum of nats, nats_T of predicting each next token, aux sum); windows are [B, S + 1].
+
+        nats_T has no gradients.
+        """
         hidden_BSD, aux_sum = self(windows_BN[:, :-1])
-        nats_T = ops.linear_cross_entropy(
+        nats, nats_T = ops.linear_cross_entropy(
             hidden_BSD.flatten(0, 1),
             self.head.weight,
             windows_BN[:, 1:].flatten(),
-            chunk=LOSS_CHUNK,
+            chunk=LOSS_CHUNK[self.impl],
             num_real=self.vocab_size,
             impl=self.impl,
         )
-        return nats_T, aux_sum
+        return nats, nats_T, aux_sum
 
     @torch.no_grad()
     def logits_at(self, tokens_BS: Tensor, rows_N: Tensor, cols_N: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 not built is refused. Layout of rows and expert weights: `nmoe.expert_layout`.
 
 Legend: S slots, N slots with choices, K top-k, R rows, D model, F expert hidden, G columns of w13,
-e local experts, B parts of d(gate).
+e local experts, B parts of d(gate), T tokens, V vocabulary.
 """
 
 from types import ModuleType
@@ -137,15 +137,22 @@ def peer_kernels() -> ModuleType:
 
 def linear_cross_entropy(
     x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, *, chunk: int, num_real: int, impl: Impl
-) -> Tensor:
-    """Nats of every target, fp32 [T], without the whole [T, V]."""
+) -> tuple[Tensor, Tensor]:
+    """(sum of nats, nats_T of every target), fp32; only the sum has gradients. No [T, V] is made.
+
+    chunk: tokens whose logits are in memory at once.
+    """
     match impl:
         case "reference":
             return reference_cross_entropy.linear_cross_entropy(
                 x_TD, weight_VD, targets_T, chunk=chunk, num_real=num_real
             )
         case "triton":
-            raise _not_built("linear_cross_entropy")
+            from nmoe.kernels import linear_cross_entropy as kernels
+
+            return kernels.linear_cross_entropy(
+                x_TD, weight_VD, targets_T, chunk=chunk, num_real=num_real
+            )
 
 
 def _experts(impl: Impl) -> ModuleType:

@@ -97,8 +97,8 @@ def train_step(run: Run) -> None:
         run.report.began(run.step, began)
     mean_loss = torch.zeros((), dtype=torch.float64, device=run.device)
     for windows_BN in batch_BN.split(plan.train.micro_batch):
-        nats_T, aux_sum = model.nats(windows_BN.to(run.device))
-        loss = nats_T.sum() / (plan.train.batch_size * plan.train.seq_len)
+        nats, _, aux_sum = model.nats(windows_BN.to(run.device))
+        loss = nats / (plan.train.batch_size * plan.train.seq_len)
         mean_loss += loss.detach()
         (loss + plan.experts.aux_coef * aux_sum / plan.train.batch_size).backward()
     norm = run.optimizer.reduce_gradients()

@@ -46,7 +46,7 @@ def validate(
         )
         rows = list(mine) or [0]
         windows = torch.from_numpy(windows_WS[rows].astype(np.int64)).to(device)
-        nats_T, _ = model.nats(windows)
+        _, nats_T, _ = model.nats(windows)
         if len(mine):
             nats += nats_T.double().sum()
             text_bytes += lengths_V[windows[:, 1:]].sum()

@@ -313,8 +313,9 @@ def test_model_gives_no_probability_to_padded_tokens(config: Config) -> None:
     rows = cols = torch.zeros(1, dtype=torch.int64)
     assert model.logits_at(torch.zeros(1, 4, dtype=torch.int64), rows, cols).shape == (1, 257)
     assert model.head.weight.shape[0] == 384
-    nats_T, _ = model.nats(torch.zeros(1, 5, dtype=torch.int64))
+    nats, nats_T, _ = model.nats(torch.zeros(1, 5, dtype=torch.int64))
     torch.testing.assert_close(nats_T, torch.full((4,), 257.0).log())
+    torch.testing.assert_close(nats, nats_T.sum())
 
 
 def test_init_draws_every_expert_from_its_own_seed(config: Config) -> None:

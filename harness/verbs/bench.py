@@ -6,5 +6,5 @@ from harness.terminal import become
 
 
 def bench(context: typer.Context) -> None:
-    """Measure kernels or transport beside peers."""
+    """Measure kernels, loss or transport beside peers."""
     become("bench", *context.args)

@@ -51,6 +51,17 @@ def test_errors_are_no_larger_than_those_of_plain_torch(rows: list[Row]):
     assert ours["sort"].error == 0
 
 
+def test_loss_is_measured_and_no_worse_than_plain_torch():
+    done = bench("loss", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row.implementation: row for row in map(parse, done.stdout.splitlines()) if row.us}
+    assert set(rows) == {OURS, "torch chunked"}
+    assert set(rows[OURS].errors) == {"dx", "dw"}
+    assert rows[OURS].error is not None
+    assert rows[OURS].plain_error is not None
+    assert 0 < rows[OURS].error <= rows[OURS].plain_error * 1.05
+
+
 def test_peers_that_are_absent_say_why(rows: list[Row]):
     absent = {row.implementation: row.note for row in rows if row.note}
     assert set(absent) >= {"SonicMoE", "Liger"}

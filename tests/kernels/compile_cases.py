@@ -18,7 +18,8 @@ from torch import Tensor
 
 from nmoe.config import Activation, read_config
 from nmoe.expert_layout import Rows, capacity, parts
-from nmoe.kernels import combine, experts, peers, sort
+from nmoe.flops import padded_vocab
+from nmoe.kernels import combine, experts, linear_cross_entropy, peers, sort
 from nmoe.ops import ROW_TILE
 from nmoe.paths import REPO_ROOT
 from tests.kernels.offline import compile_cases
@@ -147,11 +148,22 @@ def between_ranks(shape: Shape, *, ranks: int) -> None:
         )  # fmt: skip
 
 
+def loss(vocab_size: int, *, dim: int = 768) -> None:
+    """The head's loss for training, and for validation, which needs no gradients."""
+    targets_T = empty(TOKENS, dtype=INT64)
+    for requires_grad in (True, False):
+        weight_VD = empty(padded_vocab(vocab_size), dim, dtype=FP32).requires_grad_(requires_grad)
+        linear_cross_entropy.linear_cross_entropy(
+            empty(TOKENS, dim), weight_VD, targets_T, chunk=TOKENS, num_real=vocab_size
+        )
+
+
 CASES: dict[str, Callable[[], None]] = {
     **{f"layer {name}": partial(layer, shape) for name, shape in SHAPES.items()},
     **{f"routing {name}": partial(routing, shape) for name, shape in SHAPES.items()},
     "routing of 8 ranks": partial(routing, SHAPES["super"], ranks=8),
     **{f"{n} ranks": partial(between_ranks, SHAPES["super"], ranks=n) for n in (2, 8)},
+    **{f"loss over {size}": partial(loss, size) for size in (257, 50_257, 151_643)},
     "micro-batches": partial(micro_batches, SHAPES["super"]),
     "64-bit offsets": partial(layer, SHAPES["super"], slots=2**31 // 768 + 1),
 }
