@@ -59,7 +59,7 @@ def _version_problems(plan: Plan) -> list[Problem]:
         what = f"{plan.dtype} experts are not built yet"
         found.append(Problem(what=what, fix=f"Run: n speedrun {plan.preset} --dtype bf16"))
     if plan.model.impl == "triton":
-        what = "the GPU kernels are not built in this version: impl = triton cannot run"
+        what = "training on GPUs (impl = triton) is not proven in this version"
         found.append(Problem(what=what, fix="Train on the CPU: n speedrun pocket"))
     used = {plan.attention.attn}
     if plan.attention.attn_global_every > 1:

@@ -30,6 +30,7 @@ class Router(nn.Module):
         super().__init__()
         self.top_k = config.experts.top_k
         self.bias_rate = config.experts.bias_rate
+        self.has_aux = config.experts.aux_coef != 0
         self.impl: Impl = config.model.impl
         self.gate = Linear(config.model.dim, config.experts.num_experts)
         self.register_buffer("bias_E", torch.zeros(config.experts.num_experts))
@@ -37,15 +38,25 @@ class Router(nn.Module):
             "loads_E", torch.zeros(config.experts.num_experts, dtype=torch.int64), persistent=False
         )
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(experts_TK, gates_TK, scores_TE); in training the choices are counted in `loads_E`."""
+    def forward(self, x_TD: Tensor, *, batch: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """(experts_TK, gates_TK, aux) of `batch` sequences; in training choices are counted.
+
+        `aux` is the load-balance loss summed over the sequences, 0 where its coefficient is 0.
+        """
         logits_TE = self.gate(x_TD.float())
-        experts_TK, gates_TK, scores_TE = ops.route(
-            logits_TE, self.bias_E, top_k=self.top_k, impl=self.impl
+        experts_TK, gates_TK, probability_BE = ops.route(
+            logits_TE,
+            self.bias_E,
+            top_k=self.top_k,
+            batch=batch if self.has_aux else None,
+            impl=self.impl,
         )
+        count_BE = ops.count_choices(experts_TK, self.loads_E.numel(), batch=batch, impl=self.impl)
         if self.training:
-            self.loads_E += count_choices(experts_TK, self.loads_E.numel())
-        return experts_TK, gates_TK, scores_TE
+            self.loads_E += count_BE.sum(0)
+        if probability_BE is None:
+            return experts_TK, gates_TK, gates_TK.new_zeros(())
+        return experts_TK, gates_TK, balance_loss(count_BE, probability_BE)
 
     @torch.no_grad()
     def update_bias(self, loads_E: Tensor) -> None:
@@ -138,28 +149,17 @@ class MoE(nn.Module):
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """(y_BSD, aux): `aux` is the load-balance loss summed over the batch's sequences."""
         x_TD = x_BSD.flatten(0, 1)
-        experts_TK, gates_TK, scores_TE = self.router(x_TD)
+        experts_TK, gates_TK, aux = self.router(x_TD, batch=x_BSD.shape[0])
         y_TD = self.experts(x_TD, experts_TK, gates_TK)
         if self.shared is not None:
             y_TD = y_TD + self.shared(x_TD)
-        return y_TD.view_as(x_BSD), balance_loss(experts_TK, scores_TE, batch=x_BSD.shape[0])
+        return y_TD.view_as(x_BSD), aux
 
 
-def count_choices(experts_TK: Tensor, num_experts: int) -> Tensor:
-    """How often each expert was chosen, int64 [E]."""
-    return torch.bincount(experts_TK.flatten(), minlength=num_experts)
-
-
-def balance_loss(experts_TK: Tensor, scores_TE: Tensor, *, batch: int) -> Tensor:
+def balance_loss(count_BE: Tensor, probability_BE: Tensor) -> Tensor:
     """Switch load-balance loss of every sequence, summed: E * sum_e share_e * mean probability_e.
 
     A perfectly balanced sequence gives 1. Source: Switch Transformer, equation 4, by sequence.
     """
-    num_experts = scores_TE.shape[1]
-    scores_BSE = scores_TE.view(batch, -1, num_experts)
-    experts_BN = experts_TK.view(batch, -1)
-    share_BE = torch.zeros(batch, num_experts, dtype=scores_TE.dtype, device=scores_TE.device)
-    share_BE.scatter_add_(1, experts_BN, torch.ones_like(experts_BN, dtype=scores_TE.dtype))
-    share_BE = share_BE / experts_BN.shape[1]
-    probability_BE = (scores_BSE / (scores_BSE.sum(-1, keepdim=True) + 1e-20)).mean(1)
-    return num_experts * (share_BE * probability_BE).sum()
+    share_BE = count_BE / count_BE.sum(1, keepdim=True).clamp(min=1)
+    return count_BE.shape[1] * (share_BE * probability_BE).sum()

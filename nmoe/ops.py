@@ -1,10 +1,10 @@
 """The seam between the model and its implementations: each operation once, `impl` chooses.
 
-`reference` is plain torch, the specification; `triton` are kernels for sm_90 and sm_100. What is
-not built is refused. Layout of rows and expert weights: `nmoe.expert_layout`.
+`reference` is plain torch, the specification; `triton` are kernels for sm_90 and sm_100. Layout of
+rows and expert weights: `nmoe.expert_layout`.
 
 Legend: S slots, N slots with choices, K top-k, R rows, D model, F expert hidden, G columns of w13,
-e local experts, B parts of d(gate), T tokens, V vocabulary.
+e local experts, B sequences, or parts of d(gate), T tokens, V vocabulary.
 """
 
 from types import ModuleType
@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from nmoe.config import Activation, ConfigError, Impl
+from nmoe.config import Activation, Impl
 from nmoe.expert_layout import Rows, capacity
 from nmoe.reference import combine as reference_combine
 from nmoe.reference import experts as reference_experts
@@ -24,14 +24,19 @@ ROW_TILE = 128
 
 
 def route(
-    logits_TE: Tensor, bias_E: Tensor, *, top_k: int, impl: Impl
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose experts: (experts_TK int64, gates_TK fp32, scores_TE fp32)."""
-    match impl:
-        case "reference":
-            return reference_route.route(logits_TE, bias_E, top_k)
-        case "triton":
-            raise _not_built("route")
+    logits_TE: Tensor, bias_E: Tensor, *, top_k: int, batch: int | None = None, impl: Impl
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Choose experts: (experts_TK int64, gates_TK fp32, probability_BE fp32).
+
+    The mean probability of each expert in each of `batch` sequences, for the balance loss, is None
+    without `batch`.
+    """
+    return _route(impl).route(logits_TE, bias_E, top_k, batch=batch)
+
+
+def count_choices(experts_TK: Tensor, num_experts: int, *, batch: int, impl: Impl) -> Tensor:
+    """count_BE int64: how often each expert was chosen in each sequence."""
+    return _route(impl).count_choices(experts_TK, num_experts, batch=batch)
 
 
 def sort_rows(
@@ -155,6 +160,16 @@ def linear_cross_entropy(
             )
 
 
+def _route(impl: Impl) -> ModuleType:
+    match impl:
+        case "reference":
+            return reference_route
+        case "triton":
+            from nmoe.kernels import route
+
+            return route
+
+
 def _experts(impl: Impl) -> ModuleType:
     match impl:
         case "reference":
@@ -173,9 +188,3 @@ def _combine(impl: Impl) -> ModuleType:
             from nmoe.kernels import combine
 
             return combine
-
-
-def _not_built(name: str) -> ConfigError:
-    return ConfigError(
-        f'impl = "triton": no {name} kernel is built in this version. Set model.impl = "reference".'
-    )

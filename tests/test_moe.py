@@ -15,6 +15,7 @@ from nmoe.metrics import is_collapsed, router_health
 from nmoe.model import Transformer, init_weights
 from nmoe.moe import BIAS_LIMIT, Experts, MoE, Router, balance_loss
 from nmoe.rdep import Transport, open_transport
+from nmoe.reference.route import count_choices, mean_probability
 from tests import tiny
 
 
@@ -59,10 +60,9 @@ def test_router_chooses_by_biased_score_and_weighs_by_score(config: Config) -> N
     router = make_router(config)
     x_TD = inputs(50, 32)
     router.bias_E[5] = 10.0
-    experts_TK, gates_TK, scores_TE = router(x_TD)
+    experts_TK, gates_TK, _ = router(x_TD)
     assert (experts_TK[:, 0] == 5).all()
     expected_TE = torch.sigmoid(x_TD @ router.gate.weight.T)
-    torch.testing.assert_close(scores_TE, expected_TE)
     chosen_TK = expected_TE.gather(1, experts_TK)
     torch.testing.assert_close(gates_TK, chosen_TK / chosen_TK.sum(1, keepdim=True))
 
@@ -119,13 +119,25 @@ def test_router_bias_balances_a_skewed_router(config: Config) -> None:
 
 
 def test_balance_loss_is_one_a_sequence_when_balanced_and_larger_when_not() -> None:
+    def loss(experts_TK: Tensor, scores_TE: Tensor) -> float:
+        count_BE = count_choices(experts_TK, 8, batch=2)
+        return balance_loss(count_BE, mean_probability(scores_TE, 2)).item()
+
     even_TK = torch.arange(8).repeat(4).view(-1, 2)
     flat_TE = torch.full((16, 8), 0.5)
-    assert balance_loss(even_TK, flat_TE, batch=2).item() == pytest.approx(2.0)
+    assert loss(even_TK, flat_TE) == pytest.approx(2.0)
     one_TK = torch.tensor([[0, 1]]).repeat(16, 1)
     sharp_TE = torch.full((16, 8), 0.01)
     sharp_TE[:, :2] = 0.99
-    assert balance_loss(one_TK, sharp_TE, batch=2).item() > 6.0
+    assert loss(one_TK, sharp_TE) > 6.0
+
+
+def test_router_gives_no_balance_loss_when_its_coefficient_is_zero(config: Config) -> None:
+    off = replace(config, experts=replace(config.experts, aux_coef=0.0))
+    for each, has_loss in ((config, True), (off, False)):
+        *_, aux = make_router(each)(inputs(50, 32), batch=5)
+        assert aux.requires_grad == has_loss
+        assert (aux.item() > 0) == has_loss
 
 
 def test_moe_equals_a_loop_over_tokens_and_experts(config: Config) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from nmoe.config import Activation, read_config
 from nmoe.expert_layout import Rows, capacity, parts
 from nmoe.flops import padded_vocab
-from nmoe.kernels import combine, experts, linear_cross_entropy, peers, sort
+from nmoe.kernels import combine, experts, linear_cross_entropy, peers, route, sort
 from nmoe.ops import ROW_TILE
 from nmoe.paths import REPO_ROOT
 from tests.kernels.offline import compile_cases
@@ -124,6 +124,18 @@ def routing(shape: Shape, *, ranks: int = 1) -> None:
     )
 
 
+def decision(num_experts: int, top_k: int) -> None:
+    """The router's choice and its gradient, with and without the balance loss, and the counts."""
+    logits_TE = empty(TOKENS, num_experts, dtype=FP32).requires_grad_()
+    for batch in (None, 2):
+        experts_TK, gates_TK, *probability = route.route(
+            logits_TE, empty(num_experts, dtype=FP32), top_k, batch=batch
+        )
+        outputs = [gates_TK, *(each for each in probability if each is not None)]
+        torch.autograd.grad(outputs, [logits_TE], [torch.empty_like(each) for each in outputs])
+        route.count_choices(experts_TK, num_experts, batch=batch or 1)
+
+
 def between_ranks(shape: Shape, *, ranks: int) -> None:
     """What ranks write into each other, and how they wait."""
     table, each = empty(ranks, dtype=INT64), shape.num_experts // ranks
@@ -161,6 +173,20 @@ def loss(vocab_size: int, *, dim: int = 768) -> None:
 CASES: dict[str, Callable[[], None]] = {
     **{f"layer {name}": partial(layer, shape) for name, shape in SHAPES.items()},
     **{f"routing {name}": partial(routing, shape) for name, shape in SHAPES.items()},
+    **{
+        f"decision top {k} of {e}": partial(decision, e, k)
+        for e, k in sorted(
+            {
+                *((shape.num_experts, shape.top_k) for shape in SHAPES.values()),
+                (8, 2),
+                (16, 16),
+                (64, 16),
+                (1000, 9),
+                (300, 3),
+                (4096, 16),
+            }
+        )
+    },
     "routing of 8 ranks": partial(routing, SHAPES["super"], ranks=8),
     **{f"{n} ranks": partial(between_ranks, SHAPES["super"], ranks=n) for n in (2, 8)},
     **{f"loss over {size}": partial(loss, size) for size in (257, 50_257, 151_643)},
