@@ -140,11 +140,13 @@ def ours(weights: Weights, transport: Transport, *, impl: Impl) -> Layer:
     return Layer(run, (weights.w13_EDG, weights.w2_EFD), split)
 
 
-def single(shape: Shape, *, device: str, impl: Impl) -> Transport:
-    """The transport of one rank."""
+def transport_of(
+    shape: Shape, *, device: str | torch.device, impl: Impl, rank: int = 0, world: int = 1
+) -> Transport:
+    """What carries one layer of the shape; one rank unless told."""
     return open_transport(
-        rank=0,
-        world=1,
+        rank=rank,
+        world=world,
         num_experts=shape.num_experts,
         top_k=shape.top_k,
         dim=shape.dim,
@@ -258,7 +260,7 @@ def entrants(
     impl: Impl = "triton" if device == "cuda" else "reference"
 
     def mine() -> Layer:
-        return ours(weights, single(shape, device=device, impl=impl), impl=impl)
+        return ours(weights, transport_of(shape, device=device, impl=impl), impl=impl)
 
     found, absent = {OURS: mine(), EAGER: eager(weights)}, {}
     if device != "cuda":

@@ -16,14 +16,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bench.all_to_all import AllToAll
-from bench.layers import Layer, beside_grads, ours
+from bench.layers import Layer, beside_grads, ours, transport_of
 from bench.problem import Inputs, Outputs, Source, Weights, layer_errors
 from bench.rows import BOTH, DISPATCH, FORWARD, OURS
 from bench.shapes import Shape
 from bench.timing import FAILURES, TIMINGS, WARMUPS, Contest, Stopwatch, reason
 from nmoe import ops
 from nmoe.config import Impl
-from nmoe.rdep import Transport, open_transport, share
+from nmoe.rdep import Transport, share
 
 COLLECTIVE = "all_to_all_single"
 RETURN, WITH_SORT = "return", "dispatch + sort"
@@ -94,7 +94,13 @@ class _Rank:
         entrants: dict[str, Callable[[], dict[str, float]]] = {}
         mine = _slice(self._weights, self._local)
         try:
-            transport = self._open()
+            transport = transport_of(
+                self._job.shape,
+                device=self._align.device,
+                impl=self._impl,
+                rank=self._rank,
+                world=self._job.world,
+            )
         except FAILURES as error:
             measured.failures[OURS] = reason(error)
         else:
@@ -127,21 +133,6 @@ class _Rank:
             transport.check()
             transport.close()
         return measured
-
-    def _open(self) -> Transport:
-        shape = self._job.shape
-        return open_transport(
-            rank=self._rank,
-            world=self._job.world,
-            num_experts=shape.num_experts,
-            top_k=shape.top_k,
-            dim=shape.dim,
-            max_tokens=shape.tokens,
-            num_layers=1,
-            dtype=torch.bfloat16,
-            device=self._align.device,
-            impl=self._impl,
-        )
 
     def _draw(self) -> None:
         shape = self._job.shape

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from bench.host_syncs import count_host_syncs
-from bench.layers import EAGER, REPLAY, Layer, entrants, ours, single
+from bench.layers import EAGER, REPLAY, Layer, entrants, ours, transport_of
 from bench.problem import Inputs, Source, layer_errors
 from bench.report import Report
 from bench.rows import BOTH, FORWARD, OURS, SYNCS, right
@@ -68,7 +68,8 @@ def test_layer_host_syncs(device: str, report: Report):
         pytest.skip("host synchronisations are those with a GPU, this machine has none")
     shape = next(each for each in SHAPES if each.name == "s1")
     source = Source(shape, device=device)
-    layer = ours(source.weights(), single(shape, device=device, impl="triton"), impl="triton")
+    transport = transport_of(shape, device=device, impl="triton")
+    layer = ours(source.weights(), transport, impl="triton")
 
     def run() -> None:
         layer.forward()

@@ -51,12 +51,14 @@ class Router(nn.Module):
             batch=batch if self.has_aux else None,
             impl=self.impl,
         )
-        count_BE = ops.count_choices(experts_TK, self.loads_E.numel(), batch=batch, impl=self.impl)
-        if self.training:
-            self.loads_E += count_BE.sum(0)
-        if probability_BE is None:
-            return experts_TK, gates_TK, gates_TK.new_zeros(())
-        return experts_TK, gates_TK, balance_loss(count_BE, probability_BE)
+        aux = gates_TK.new_zeros(())
+        if self.training or probability_BE is not None:
+            count_BE = ops.count_choices(experts_TK, len(self.loads_E), batch=batch, impl=self.impl)
+            if self.training:
+                self.loads_E += count_BE.sum(0)
+            if probability_BE is not None:
+                aux = balance_loss(count_BE, probability_BE)
+        return experts_TK, gates_TK, aux
 
     @torch.no_grad()
     def update_bias(self, loads_E: Tensor) -> None:

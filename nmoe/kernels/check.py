@@ -1,4 +1,4 @@
-"""What every launcher refuses: tensors that its kernels would read wrongly."""
+"""What launchers refuse: tensors that their kernels would read wrongly."""
 
 import torch
 from torch import Tensor

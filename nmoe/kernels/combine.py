@@ -51,6 +51,28 @@ def gate_grads(dgate_BR: Tensor, row_TK: Tensor) -> Tensor:
     return dgates_TK
 
 
+@triton.jit
+def sum_rows(y, row_TK, token, column, num_tokens, D: tl.constexpr, K: tl.constexpr):
+    """(fp32 sums [tokens, columns] over the rows of each token's choices, whether it has any)."""
+    total = tl.zeros((token.shape[0], column.shape[0]), tl.float32)
+    has_row = token < 0
+    for k in tl.static_range(K):
+        row = tl.load(row_TK + token * K + k, mask=token < num_tokens, other=-1)
+        at = row.to(tl.int64)[:, None] * D + column[None, :]
+        total += tl.load(y + at, mask=(row >= 0)[:, None], other=0.0).to(tl.float32)
+        has_row = has_row | (row >= 0)
+    return total, has_row
+
+
+@triton.jit
+def sum_parts(dgate_BR, row, num_rows, PARTS: tl.constexpr):
+    """d(gate) of each row (int64), its parts added up; 0 for a row of -1."""
+    total = tl.zeros(row.shape, tl.float32)
+    for part in tl.static_range(PARTS):
+        total += tl.load(dgate_BR + part * num_rows + row, mask=row >= 0, other=0.0)
+    return total
+
+
 @triton.jit(do_not_specialize=["num_tokens"])
 def _combine(
     y, row_TK, out, num_tokens,
@@ -58,11 +80,7 @@ def _combine(
 ):  # fmt: skip
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((TOKENS, COLUMNS), tl.float32)
-    for k in tl.static_range(K):
-        row = tl.load(row_TK + token * K + k, mask=token < num_tokens, other=-1)
-        at = row.to(tl.int64)[:, None] * D + column[None, :]
-        total += tl.load(y + at, mask=(row >= 0)[:, None], other=0.0).to(tl.float32)
+    total, _ = sum_rows(y, row_TK, token, column, num_tokens, D, K)
     at = token.to(tl.int64)[:, None] * D + column[None, :]
     tl.store(out + at, total.to(out.dtype.element_ty), mask=(token < num_tokens)[:, None])
 
@@ -73,7 +91,5 @@ def _gate_grads(
 ):  # fmt: skip
     choice = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(row_TK + choice, mask=choice < num_choices, other=-1).to(tl.int64)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for part in tl.static_range(PARTS):
-        total += tl.load(dgate_BR + part * num_rows + row, mask=row >= 0, other=0.0)
+    total = sum_parts(dgate_BR, row, num_rows, PARTS)
     tl.store(out + choice, total, mask=choice < num_choices)

@@ -90,17 +90,7 @@ def down(a_RF: Tensor, w2_eFD: Tensor, rows: Rows, *, cut: Tile = DOWN) -> Tenso
         ("w2", w2_eFD, (len(rows.start_e), hidden, dim), BF16),
     )
     check_widths("down", D=dim, F=hidden)
-    y_RD = a_RF.new_empty(len(rows.slot_R), dim)
-    bn, bk = block(dim, cut.n), block(hidden, cut.k)
-    _product[programs(a_RF, cut)](
-        matrix(a_RF, rows.tile, bk),
-        matrix(w2_eFD, bk, bn),
-        matrix(y_RD, rows.tile, bn),
-        rows.expert_of_tile, rows.num_tiles,
-        hidden, dim, False, rows.tile, bn, bk,
-        num_warps=cut.warps, num_stages=cut.stages,
-    )  # fmt: skip
-    return y_RD
+    return product(a_RF, w2_eFD, rows, width=dim, transposed=False, cut=cut)
 
 
 def down_grad(
@@ -149,17 +139,25 @@ def up_grad(dh_RG: Tensor, w13_eDG: Tensor, rows: Rows, *, cut: Tile = DX) -> Te
         ("w13", w13_eDG, (len(rows.start_e), dim, width), BF16),
     )
     check_widths("up_grad", D=dim, G=width)
-    dx_RD = dh_RG.new_empty(len(rows.slot_R), dim)
-    bn, bk = block(dim, cut.n), block(width, cut.k)
-    _product[programs(dh_RG, cut)](
-        matrix(dh_RG, rows.tile, bk),
-        matrix(w13_eDG, bn, bk),
-        matrix(dx_RD, rows.tile, bn),
+    return product(dh_RG, w13_eDG, rows, width=dim, transposed=True, cut=cut)
+
+
+def product(
+    left_RK: Tensor, weights: Tensor, rows: Rows, *, width: int, transposed: bool, cut: Tile
+) -> Tensor:
+    """Packed rows times their expert's [K, width] matrix; transposed: one of [width, K]."""
+    depth = left_RK.shape[1]
+    out_RN = left_RK.new_empty(len(left_RK), width)
+    bn, bk = block(width, cut.n), block(depth, cut.k)
+    _product[programs(left_RK, cut)](
+        matrix(left_RK, rows.tile, bk),
+        matrix(weights, bn, bk) if transposed else matrix(weights, bk, bn),
+        matrix(out_RN, rows.tile, bn),
         rows.expert_of_tile, rows.num_tiles,
-        width, dim, True, rows.tile, bn, bk,
+        depth, width, transposed, rows.tile, bn, bk,
         num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
-    return dx_RD
+    return out_RN
 
 
 def weight_grad(

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nmoe.kernels.combine import sum_parts, sum_rows
 from nmoe.kernels.experts import block
 
 TOKENS = 8  # a program
@@ -74,7 +75,7 @@ def push_sums(
     dim = y_RD.shape[1]
     columns = block(dim, 256)
     _push_sums[(num_slots // TOKENS, dim // columns)](
-        y_RD, row_SK, home_P, rank * stride, stride,
+        y_RD, row_SK, home_P, num_slots, rank * stride, stride,
         dim, top_k, TOKENS, columns, num_warps=8,
     )  # fmt: skip
 
@@ -175,20 +176,14 @@ def _push_rows(
         tl.store(tl.multiple_of(to, 16) + at, values, mask=((owners >> peer) & 1 == 1)[:, None])
 
 
-@triton.jit(do_not_specialize=["first_slot", "stride"])
+@triton.jit(do_not_specialize=["num_slots", "first_slot", "stride"])
 def _push_sums(
-    y, row_SK, home_P, first_slot, stride,
+    y, row_SK, home_P, num_slots, first_slot, stride,
     D: tl.constexpr, K: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((TOKENS, COLUMNS), tl.float32)
-    has_row = slot < 0
-    for k in tl.static_range(K):
-        row = tl.load(row_SK + slot * K + k)
-        at = row.to(tl.int64)[:, None] * D + column[None, :]
-        total += tl.load(y + at, mask=(row >= 0)[:, None], other=0.0).to(tl.float32)
-        has_row = has_row | (row >= 0)
+    total, has_row = sum_rows(y, row_SK, slot, column, num_slots, D, K)
     source = (tl.program_id(0) * TOKENS) // stride  # of the whole block: stride is a multiple
     to = tl.load(home_P + source).to(tl.pointer_type(y.dtype.element_ty))
     at = (first_slot + slot - source * stride).to(tl.int64)[:, None] * D + column[None, :]
@@ -202,9 +197,7 @@ def _push_gate_grads(
 ):  # fmt: skip
     choice = tl.program_id(0) * CHOICES + tl.arange(0, CHOICES)
     row = tl.load(row_SK + choice, mask=choice < num_choices, other=-1).to(tl.int64)
-    total = tl.zeros((CHOICES,), tl.float32)
-    for part in tl.static_range(PARTS):
-        total += tl.load(dgate_BR + part * num_rows + row, mask=row >= 0, other=0.0)
+    total = sum_parts(dgate_BR, row, num_rows, PARTS)
     source = choice // choices_per_source
     to = tl.load(dgates_P + source, mask=row >= 0, other=0).to(tl.pointer_type(tl.float32))
     tl.store(to + choice % choices_per_source, total, mask=row >= 0)
