@@ -162,7 +162,8 @@ def make_model(
     plan: Plan, transport: Transport, *, vocab_size: int, device: torch.device
 ) -> Transformer:
     """The model of one rank on its device, its weights not drawn yet. Raises ConfigError."""
-    return Transformer(plan, transport, vocab_size=vocab_size, dtype=_dtype(plan)).to(device)
+    with device:
+        return Transformer(plan, transport, vocab_size=vocab_size, dtype=_dtype(plan))
 
 
 def save(run: Run, kind: Literal["step", "target"], *, loss: float | None = None) -> Progress:

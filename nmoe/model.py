@@ -4,7 +4,10 @@ Shapes: B batch, S sequence, T = B*S tokens, D model, V vocabulary (padded).
 """
 
 import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from nmoe import ops
 from nmoe.attention import build_attention
 from nmoe.config import Config, Impl
+from nmoe.expert_layout import pack, parts
 from nmoe.flops import padded_vocab
 from nmoe.layers import Linear, RMSNorm, SwiGLU
 from nmoe.moe import Experts, MoE
@@ -28,7 +32,9 @@ LOSS_CHUNK: dict[Impl, int] = {"reference": 4096, "triton": 16_384}
 class Block(nn.Module):
     """x + attention(norm x), then x + feed-forward(norm x)."""
 
-    def __init__(self, config: Config, transport: Transport, *, layer: int) -> None:
+    def __init__(
+        self, config: Config, transport: Transport, *, layer: int, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         dim, eps = config.model.dim, config.model.norm_eps
         self.attention_norm = RMSNorm(dim, eps=eps)
@@ -37,7 +43,8 @@ class Block(nn.Module):
         is_moe = config.experts.num_experts > 0 and layer >= config.experts.num_dense_layers
         self.ffn: nn.Module
         if is_moe:
-            self.ffn = MoE(config, transport, layer=layer - config.experts.num_dense_layers)
+            number = layer - config.experts.num_dense_layers
+            self.ffn = MoE(config, transport, layer=number, dtype=dtype)
         else:
             self.ffn = SwiGLU(dim, config.model.dense_hidden)
 
@@ -63,7 +70,8 @@ class Transformer(nn.Module):
         dim = config.model.dim
         self.embedding = nn.Embedding(padded_vocab(vocab_size), dim)
         self.blocks = nn.ModuleList(
-            Block(config, transport, layer=layer) for layer in range(config.model.num_layers)
+            Block(config, transport, layer=layer, dtype=dtype)
+            for layer in range(config.model.num_layers)
         )
         self.norm = RMSNorm(dim, eps=config.model.norm_eps)
         self.head = Linear(dim, padded_vocab(vocab_size))
@@ -115,28 +123,47 @@ def init_weights(model: Transformer, *, seed: int) -> None:
     """Draw every weight from a generator of its own, so that no draw depends on the rank count.
 
     Matrices that write into the residual stream start at zero, the others normal with standard
-    deviation fan_in ** -0.5; the embedding is normal with 1. An expert is seeded by its global id.
+    deviation fan_in ** -0.5; the embedding is normal with 1. An expert is seeded by its global id,
+    W1 and W3 each by their own name.
     """
+    draws: list[Callable[[], None]] = []
     for name, parameter in model.named_parameters():
-        owner = model.get_submodule(name.rpartition(".")[0])
+        owner, weight = model.get_submodule(name.rpartition(".")[0]), parameter.detach()
         if isinstance(owner, RMSNorm):
-            parameter.fill_(1.0)
+            weight.fill_(1.0)
+        elif _is_residual_output(name):
+            weight.zero_()
         elif isinstance(owner, Experts):
-            for local, expert in enumerate(owner.local):
-                _draw(parameter[local], f"{name}.{expert}", fan_in=parameter.shape[-2], seed=seed)
-        elif isinstance(owner, nn.Embedding):
-            _draw(parameter, name, fan_in=1, seed=seed)
+            prefix = name.removesuffix("w13_eDG")
+            for w13_DG, expert in zip(weight, owner.local, strict=True):
+                draws.append(partial(_draw_expert, w13_DG, prefix, expert, owner, seed=seed))
         else:
-            _draw(parameter, name, fan_in=parameter.shape[-1], seed=seed)
+            fan_in = 1 if isinstance(owner, nn.Embedding) else weight.shape[-1]
+            draws.append(partial(_draw, weight, name, fan_in=fan_in, seed=seed))
+    with ThreadPoolExecutor() as pool:
+        for drawn in [pool.submit(draw) for draw in draws]:
+            drawn.result()
+    for _, layer in model.moe_layers():
+        layer.experts.refresh()
 
 
 def _draw(weight: Tensor, name: str, *, fan_in: int, seed: int) -> None:
-    if _is_residual_output(name):
-        weight.zero_()
-        return
+    weight.copy_(_normal(weight.shape, name, fan_in=fan_in, seed=seed))
+
+
+def _draw_expert(w13_DG: Tensor, prefix: str, expert: int, experts: Experts, *, seed: int) -> None:
+    """W1 and W3 of one expert, each by its own name."""
+    dim, width = w13_DG.shape
+    names = ("w1_eDF", "w3_eDF")[: parts(experts.activation)]
+    shape = torch.Size((dim, width // len(names)))
+    drawn = [_normal(shape, f"{prefix}{name}.{expert}", fan_in=dim, seed=seed) for name in names]
+    w13_DG.copy_(pack(drawn[0], drawn[1] if len(drawn) == 2 else None))
+
+
+def _normal(shape: torch.Size, name: str, *, fan_in: int, seed: int) -> Tensor:
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    weight.copy_(torch.randn(weight.shape, generator=generator) * fan_in**-0.5)
+    return torch.randn(shape, generator=generator, device="cpu") * fan_in**-0.5
 
 
 def _is_residual_output(name: str) -> bool:

@@ -34,6 +34,11 @@ def route(
     return _route(impl).route(logits_TE, bias_E, top_k, batch=batch)
 
 
+def router_logits(x_TD: Tensor, weight_ED: Tensor, *, impl: Impl) -> Tensor:
+    """logits_TE of x W^T as exact as fp32, whatever the dtype of x; the weight is fp32."""
+    return _route(impl).router_logits(x_TD, weight_ED)
+
+
 def count_choices(experts_TK: Tensor, num_experts: int, *, batch: int, impl: Impl) -> Tensor:
     """count_BE int64: how often each expert was chosen in each sequence."""
     return _route(impl).count_choices(experts_TK, num_experts, batch=batch)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nmoe.kernels.check import ANY, check
+from nmoe.kernels.matmul import matmul
 
 BF16, FP32 = torch.bfloat16, torch.float32
 LANES, WIDE = 512, 8  # threads of a row; columns that one reads at once, 16 bytes
@@ -97,17 +98,9 @@ def _run(
         )  # fmt: skip
         if with_grads:
             dx_TD, dw_VD = grads
-            _product(logits_cV, weight_VD, dx_TD[start : start + chunk], add=False)
-            _product(logits_cV.T, x_cD, dw_VD, add=start > 0)
+            matmul(logits_cV, weight_VD, out=dx_TD[start : start + chunk])
+            matmul(logits_cV.T, x_cD, out=dw_VD, add=start > 0)
     return nats_T, grads
-
-
-def _product(left: Tensor, right: Tensor, out: Tensor, *, add: bool) -> None:
-    """out = left right of bf16 in fp32, or added to it."""
-    if left.is_cuda:
-        torch.addmm(out, left, right, out_dtype=FP32, beta=int(add), out=out)
-    else:  # torch has no such product of bf16 here
-        out.addmm_(left.float(), right.float(), beta=int(add))
 
 
 @triton.jit
