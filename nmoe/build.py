@@ -121,9 +121,9 @@ def build(
         parameters=count_parameters(plan, padded_vocab(tokenizer.vocab_size)),
         flops_per_token=flops_per_token(plan, padded_vocab(tokenizer.vocab_size)),
     )
+    _warm_up(run)
     if saved is not None:
         restore(run, saved)
-    _warm_up(run)
     run.clock.compile_s += time.perf_counter() - began
     report.event(CompileEvent(what="build and warm-up", seconds=time.perf_counter() - began))
     report.event(RankEvent(rank=world.rank, pid=os.getpid(), is_ready=True))
@@ -301,11 +301,23 @@ def _model_state(model: Transformer, *, is_expert: bool) -> dict[str, Tensor]:
 
 
 def _warm_up(run: Run) -> None:
-    """One forward and backward pass on validation text whose effects are thrown away."""
+    """Compile and load what a step and a validation need, on validation text, before the clock.
+
+    The effects are thrown away: with a rate of 0 no weight moves, and all other state is cleared.
+    """
     run.report.event(PhaseEvent(phase="compiling", note="warm-up"))
-    windows = run.windows_WS[: run.plan.train.micro_batch].astype(np.int64)
-    nats, _, _ = run.model.nats(torch.from_numpy(windows).to(run.device))
-    nats.backward()
-    run.model.zero_grad(set_to_none=True)
+    windows_BN = dist.to_device(
+        run.windows_WS[: run.plan.train.micro_batch].astype(np.int64), run.device
+    )
+    for _ in range(2):
+        nats, _, aux_sum = run.model.nats(windows_BN)
+        (nats / windows_BN.numel() + run.plan.experts.aux_coef * aux_sum).backward()
+    run.optimizer.step(scale=0.0, norm=run.optimizer.reduce_gradients())
+    run.optimizer.clear()
     for _, layer in run.model.moe_layers():
         layer.router.loads_E.zero_()
+    run.model.eval()
+    with torch.no_grad():
+        run.model.nats(windows_BN)
+    run.model.train()
+    run.transport.check()

@@ -104,7 +104,13 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def logits_at(self, tokens_BS: Tensor, rows_N: Tensor, cols_N: Tensor) -> Tensor:
-        """fp32 logits [N, real vocabulary] at the asked (row, position) pairs only."""
+        """fp32 logits [N, real vocabulary] at the asked (row, position) pairs only.
+
+        The pairs may lie anywhere, the logits are where the model is.
+        """
+        tokens_BS, rows_N, cols_N = (
+            each.to(self.head.weight.device) for each in (tokens_BS, rows_N, cols_N)
+        )
         hidden_BSD, _ = self(tokens_BS)
         weight_VD = self.head.weight[: self.vocab_size]
         return F.linear(hidden_BSD[rows_N, cols_N], weight_VD.to(hidden_BSD.dtype)).float()

@@ -50,6 +50,11 @@ class Optimizer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
+    def clear(self) -> None:
+        """Forget all state, as if no step had been made."""
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+
     def state(self, *, is_expert: bool) -> list[dict[str, Tensor]]:
         """State of the expert parameters, or of all the others, in the order of the groups."""
         return [
