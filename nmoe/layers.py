@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nmoe import ops
+from nmoe.config import Impl
+
 
 class Linear(nn.Module):
     """y = x W^T without bias; `weight` is [out, in], or [parts, out / parts, in] when fused."""
@@ -22,15 +25,17 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension; `weight` is [dim]."""
+    """Adds to the residual stream and takes its norm, x / rms(x) * weight; `weight` is [dim]."""
 
-    def __init__(self, dim: int, *, eps: float) -> None:
+    def __init__(self, dim: int, *, eps: float, impl: Impl) -> None:
         super().__init__()
         self.eps = eps
+        self.impl: Impl = impl
         self.weight = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+    def forward(self, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(x + delta, or x without one; its norm)."""
+        return ops.add_rms_norm(x, delta, self.weight, eps=self.eps, impl=self.impl)
 
 
 class Rotary(nn.Module):

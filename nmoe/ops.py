@@ -17,6 +17,7 @@ from nmoe.expert_layout import Rows, capacity
 from nmoe.reference import combine as reference_combine
 from nmoe.reference import experts as reference_experts
 from nmoe.reference import linear_cross_entropy as reference_cross_entropy
+from nmoe.reference import norm as reference_norm
 from nmoe.reference import route as reference_route
 from nmoe.reference import sort as reference_sort
 
@@ -158,6 +159,22 @@ def linear_cross_entropy(
             return kernels.linear_cross_entropy(
                 x_TD, weight_VD, targets_T, chunk=chunk, num_real=num_real
             )
+
+
+def add_rms_norm(
+    x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, *, eps: float, impl: Impl
+) -> tuple[Tensor, Tensor]:
+    """(x + delta, its RMS norm times weight) over the last dimension, in the dtype of x.
+
+    Without delta the first is x; T may be any number of dimensions.
+    """
+    match impl:
+        case "reference":
+            return reference_norm.add_rms_norm(x_TD, delta_TD, weight_D, eps=eps)
+        case "triton":
+            from nmoe.kernels import norm
+
+            return norm.add_rms_norm(x_TD, delta_TD, weight_D, eps=eps)
 
 
 def _route(impl: Impl) -> ModuleType:

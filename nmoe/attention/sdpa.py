@@ -22,14 +22,16 @@ class SdpaAttention(nn.Module):
         size = dim // heads
         self.rotary = Rotary(size, theta=config.attention.rope_theta, max_len=config.train.seq_len)
         has_norm = config.attention.qk_norm
-        self.q_norm = RMSNorm(size, eps=config.model.norm_eps) if has_norm else nn.Identity()
-        self.k_norm = RMSNorm(size, eps=config.model.norm_eps) if has_norm else nn.Identity()
+        eps = config.model.norm_eps
+        self.q_norm = RMSNorm(size, eps=eps, impl="reference") if has_norm else None
+        self.k_norm = RMSNorm(size, eps=eps, impl="reference") if has_norm else None
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         batch, seq, dim = x_BSD.shape
         qkv = self.qkv(x_BSD).view(batch, seq, 3, self.num_heads, dim // self.num_heads)
         q_BHSN, k_BHSN, v_BHSN = qkv.permute(2, 0, 3, 1, 4)
-        q_BHSN = self.rotary(self.q_norm(q_BHSN))
-        k_BHSN = self.rotary(self.k_norm(k_BHSN))
+        if self.q_norm is not None and self.k_norm is not None:
+            (_, q_BHSN), (_, k_BHSN) = self.q_norm(q_BHSN), self.k_norm(k_BHSN)
+        q_BHSN, k_BHSN = self.rotary(q_BHSN), self.rotary(k_BHSN)
         y_BHSN = F.scaled_dot_product_attention(q_BHSN, k_BHSN, v_BHSN, is_causal=True)
         return self.out(y_BHSN.transpose(1, 2).reshape(batch, seq, dim))

@@ -19,7 +19,7 @@ from torch import Tensor
 from nmoe.config import Activation, read_config
 from nmoe.expert_layout import Rows, capacity, parts
 from nmoe.flops import padded_vocab
-from nmoe.kernels import combine, experts, linear_cross_entropy, peers, route, sort
+from nmoe.kernels import combine, experts, linear_cross_entropy, norm, peers, route, sort
 from nmoe.ops import ROW_TILE
 from nmoe.paths import REPO_ROOT
 from tests.kernels.offline import compile_cases
@@ -170,6 +170,18 @@ def loss(vocab_size: int, *, dim: int = 768) -> None:
         )
 
 
+def stream(dim: int, *, dtype: torch.dtype = BF16) -> None:
+    """The residual stream and its norm: with and without delta, x' used and unused."""
+    x_TD, delta_TD = (empty(TOKENS, dim, dtype=dtype).requires_grad_() for _ in range(2))
+    weight_D = empty(dim, dtype=FP32).requires_grad_()
+    for delta in (None, delta_TD):
+        both = norm.add_rms_norm(x_TD, delta, weight_D, eps=1e-6)
+        for outputs in (both, both[1:]):
+            torch.autograd.grad(
+                outputs, weight_D, [torch.empty_like(each) for each in outputs], retain_graph=True
+            )
+
+
 CASES: dict[str, Callable[[], None]] = {
     **{f"layer {name}": partial(layer, shape) for name, shape in SHAPES.items()},
     **{f"routing {name}": partial(routing, shape) for name, shape in SHAPES.items()},
@@ -190,6 +202,8 @@ CASES: dict[str, Callable[[], None]] = {
     "routing of 8 ranks": partial(routing, SHAPES["super"], ranks=8),
     **{f"{n} ranks": partial(between_ranks, SHAPES["super"], ranks=n) for n in (2, 8)},
     **{f"loss over {size}": partial(loss, size) for size in (257, 50_257, 151_643)},
+    **{f"stream of {dim}": partial(stream, dim) for dim in (64, 768, 2048, 8192)},
+    "stream in fp32": partial(stream, 768, dtype=FP32),
     "micro-batches": partial(micro_batches, SHAPES["super"]),
     "64-bit offsets": partial(layer, SHAPES["super"], slots=2**31 // 768 + 1),
 }
