@@ -62,11 +62,11 @@ class Rotary(nn.Module):
 class SwiGLU(nn.Module):
     """W2 (silu(x W1) * x W3): the feed-forward of dense layers and of shared experts."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, *, impl: Impl) -> None:
         super().__init__()
+        self.impl: Impl = impl
         self.up = Linear(dim, 2 * hidden, parts=2)
         self.down = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * value)
+        return self.down(ops.swiglu(self.up(x), impl=self.impl))

@@ -39,7 +39,7 @@ class Block(nn.Module):
         if is_moe:
             self.ffn = MoE(config, transport, layer=layer - config.experts.num_dense_layers)
         else:
-            self.ffn = SwiGLU(dim, config.model.dense_hidden)
+            self.ffn = SwiGLU(dim, config.model.dense_hidden, impl=impl)
 
     def forward(
         self, x_BSD: Tensor, delta_BSD: Tensor | None

@@ -20,6 +20,7 @@ from nmoe.reference import linear_cross_entropy as reference_cross_entropy
 from nmoe.reference import norm as reference_norm
 from nmoe.reference import route as reference_route
 from nmoe.reference import sort as reference_sort
+from nmoe.reference import swiglu as reference_swiglu
 
 ROW_TILE = 128
 
@@ -175,6 +176,17 @@ def add_rms_norm(
             from nmoe.kernels import norm
 
             return norm.add_rms_norm(x_TD, delta_TD, weight_D, eps=eps)
+
+
+def swiglu(h_TG: Tensor, *, impl: Impl) -> Tensor:
+    """a_TF: silu of the left half of h times its right half; T may be any number of dimensions."""
+    match impl:
+        case "reference":
+            return reference_swiglu.swiglu(h_TG)
+        case "triton":
+            from nmoe.kernels import swiglu as kernels
+
+            return kernels.swiglu(h_TG)
 
 
 def _route(impl: Impl) -> ModuleType:

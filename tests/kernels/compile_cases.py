@@ -19,7 +19,16 @@ from torch import Tensor
 from nmoe.config import Activation, read_config
 from nmoe.expert_layout import Rows, capacity, parts
 from nmoe.flops import padded_vocab
-from nmoe.kernels import combine, experts, linear_cross_entropy, norm, peers, route, sort
+from nmoe.kernels import (
+    combine,
+    experts,
+    linear_cross_entropy,
+    norm,
+    peers,
+    route,
+    sort,
+    swiglu,
+)
 from nmoe.ops import ROW_TILE
 from nmoe.paths import REPO_ROOT
 from tests.kernels.offline import compile_cases
@@ -182,6 +191,12 @@ def stream(dim: int, *, dtype: torch.dtype = BF16) -> None:
             )
 
 
+def gated(hidden: int, *, dtype: torch.dtype = BF16) -> None:
+    """The activation of dense layers and of shared experts."""
+    h_TG = empty(TOKENS, 2 * hidden, dtype=dtype).requires_grad_()
+    torch.autograd.grad(swiglu.swiglu(h_TG), h_TG, empty(TOKENS, hidden, dtype=dtype))
+
+
 CASES: dict[str, Callable[[], None]] = {
     **{f"layer {name}": partial(layer, shape) for name, shape in SHAPES.items()},
     **{f"routing {name}": partial(routing, shape) for name, shape in SHAPES.items()},
@@ -204,6 +219,8 @@ CASES: dict[str, Callable[[], None]] = {
     **{f"loss over {size}": partial(loss, size) for size in (257, 50_257, 151_643)},
     **{f"stream of {dim}": partial(stream, dim) for dim in (64, 768, 2048, 8192)},
     "stream in fp32": partial(stream, 768, dtype=FP32),
+    **{f"gated {hidden}": partial(gated, hidden) for hidden in (64, 384, 768, 2816, 3072, 11264)},
+    "gated in fp32": partial(gated, 384, dtype=FP32),
     "micro-batches": partial(micro_batches, SHAPES["super"]),
     "64-bit offsets": partial(layer, SHAPES["super"], slots=2**31 // 768 + 1),
 }
