@@ -51,12 +51,9 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angle.cos().float(), persistent=False)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
 
-    def forward(self, x_BHSN: Tensor) -> Tensor:
-        """Rotate the two halves of each head by its position."""
-        length = x_BHSN.shape[-2]
-        cos, sin = self.cos[:length].to(x_BHSN.dtype), self.sin[:length].to(x_BHSN.dtype)
-        left, right = x_BHSN.chunk(2, dim=-1)
-        return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+    def forward(self, length: int) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of the first positions, [length, head size / 2]."""
+        return self.cos[:length], self.sin[:length]
 
 
 class SwiGLU(nn.Module):

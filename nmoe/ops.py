@@ -3,8 +3,9 @@
 `reference` is plain torch, the specification; `triton` are kernels for sm_90 and sm_100. Layout of
 rows and expert weights: `nmoe.expert_layout`.
 
-Legend: S slots, N slots with choices, K top-k, R rows, D model, F expert hidden, G columns of w13,
-e local experts, B sequences, or parts of d(gate), T tokens, V vocabulary.
+Legend: S slots, or positions, N slots with choices, or head size, K top-k, R rows, D model,
+F hidden, G columns of w13 or h, e local experts, B sequences, or parts of d(gate), T tokens,
+H heads, V vocabulary.
 """
 
 from types import ModuleType
@@ -18,6 +19,7 @@ from nmoe.reference import combine as reference_combine
 from nmoe.reference import experts as reference_experts
 from nmoe.reference import linear_cross_entropy as reference_cross_entropy
 from nmoe.reference import norm as reference_norm
+from nmoe.reference import rotary as reference_rotary
 from nmoe.reference import route as reference_route
 from nmoe.reference import sort as reference_sort
 from nmoe.reference import swiglu as reference_swiglu
@@ -187,6 +189,30 @@ def swiglu(h_TG: Tensor, *, impl: Impl) -> Tensor:
             from nmoe.kernels import swiglu as kernels
 
             return kernels.swiglu(h_TG)
+
+
+def rotary_norm(
+    qkv_BSPHN: Tensor,
+    q_weight_N: Tensor | None,
+    k_weight_N: Tensor | None,
+    cos_SM: Tensor,
+    sin_SM: Tensor,
+    *,
+    eps: float,
+    impl: Impl,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(q, k, v) BHSN of P = 3 parts: q and k normed, where they have weights, and rotated.
+
+    cos, sin: of each position and of each of M = N / 2 pairs, one from either half of a head.
+    """
+    match impl:
+        case "reference":
+            function = reference_rotary.rotary_norm
+        case "triton":
+            from nmoe.kernels import rotary
+
+            function = rotary.rotary_norm
+    return function(qkv_BSPHN, q_weight_N, k_weight_N, cos_SM, sin_SM, eps=eps)
 
 
 def _route(impl: Impl) -> ModuleType:

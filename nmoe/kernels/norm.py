@@ -3,7 +3,7 @@
 One pass forward (reads x and delta, writes x' and h) and one backward (reads dh, dx' and x', writes
 the gradient of x, which is that of delta, too):
 
-    n = x' rstd, g = dh weight:  dx = dx' + rstd (g - n mean(g n)),  dweight = sum over T of dh n
+    n = x' / rms, g = dh weight:  dx = dx' + (g - n mean(g n)) / rms,  dweight = sum over T of dh n
 
 Computed in fp32; x' is rounded before its norm is taken. d(weight) is summed over the tokens of a
 program, then over programs, always in the same order. Rows may have D = 8 to 8192, a multiple of 8.
@@ -25,6 +25,7 @@ BF16, FP32 = torch.bfloat16, torch.float32
 MAX_DIM = 8192
 ELEMENTS, WARPS = 4096, 4  # of a forward program: 32 elements a thread
 GRAD_BYTES = 2048  # of x that a warp takes at a time backward
+STAGES = 3  # rows of a program under way: one computed, the others read
 PROGRAMS = 1584  # backward, at most: what 132 multiprocessors hold at once
 
 
@@ -33,8 +34,8 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """(x', h) in the dtype of x: see `nmoe.reference.norm`.
 
-    x, delta: bf16 or fp32, alike; weight: fp32, as is its gradient. Kept for backward: x' and fp32
-    1 / rms of every token. Without delta x' is x.
+    x, delta: bf16 or fp32, alike; weight: fp32, as is its gradient. Kept for backward: x'. Without
+    delta x' is x.
     """
     dim = x_TD.shape[-1]
     shape = (ANY,) * (x_TD.ndim - 1) + (dim,)
@@ -62,27 +63,27 @@ class _AddNorm(torch.autograd.Function):
         tokens = max(1, ELEMENTS // width)
         out_TD = x_TD if delta_TD is None else torch.empty_like(x_TD)
         h_TD = torch.empty_like(x_TD)
-        rstd_T = weight_D.new_empty(num_tokens)
         if num_tokens:
             _add_norm[(triton.cdiv(num_tokens, tokens),)](
-                x_TD, delta_TD, weight_D, out_TD, h_TD, rstd_T, num_tokens, eps, dim, width, tokens,
+                x_TD, delta_TD, weight_D, out_TD, h_TD, num_tokens, eps, dim, width, tokens,
                 num_warps=WARPS,
             )  # fmt: skip
-        ctx.has_delta = delta_TD is not None
+        ctx.eps, ctx.has_delta = eps, delta_TD is not None
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(out_TD, weight_D, rstd_T)
+        ctx.save_for_backward(out_TD, weight_D)
         return out_TD, h_TD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         dout_TD, dh_TD = grads
-        x_TD, weight_D, rstd_T = ctx.saved_tensors
+        x_TD, weight_D = ctx.saved_tensors
         if dh_TD is None:
             return dout_TD, dout_TD if ctx.has_delta else None, None, None
         dh_TD = dh_TD.contiguous()
         dout_TD = None if dout_TD is None else dout_TD.contiguous()
-        num_tokens, dim = len(rstd_T), len(weight_D)
+        dim = len(weight_D)
+        num_tokens = x_TD.numel() // dim
         width = triton.next_power_of_2(dim)
         row_bytes = width * x_TD.element_size()
         tokens = max(1, GRAD_BYTES // row_bytes)
@@ -93,15 +94,15 @@ class _AddNorm(torch.autograd.Function):
         dweight_PD = weight_D.new_empty(programs, dim)
         if num_tokens:
             _add_norm_grad[(programs,)](
-                dh_TD, dout_TD, x_TD, weight_D, rstd_T, dx_TD, dweight_PD, num_tokens, tiles_each,
-                dim, width, tokens, num_warps=max(1, row_bytes // GRAD_BYTES),
+                dh_TD, dout_TD, x_TD, weight_D, dx_TD, dweight_PD, num_tokens, tiles_each, ctx.eps,
+                dim, width, tokens, STAGES, num_warps=max(1, row_bytes // GRAD_BYTES),
             )  # fmt: skip
         return dx_TD, dx_TD if ctx.has_delta else None, dweight_PD.sum(0), None
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _add_norm(
-    x, delta, weight, out, h, rstd_T, num_tokens, eps,
+    x, delta, weight, out, h, num_tokens, eps,
     D: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """Rows that repeat two numbers, eps = 1e-9: x = [1, 2] and delta = [2, 2] give x' = [3, 4] and,
@@ -118,15 +119,14 @@ def _add_norm(
         tl.store(out + at, row, mask=live)
     row = row.to(tl.float32)
     rstd = tl.rsqrt(tl.sum(row * row, 1, keep_dims=True) / D + eps)
-    tl.store(rstd_T + token, rstd, mask=token < num_tokens)
     row = row * rstd * tl.load(weight + column, mask=column < D, other=0.0)
     tl.store(h + at, row.to(h.dtype.element_ty), mask=live)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "tiles_each"])
 def _add_norm_grad(
-    dh, dout, x, weight, rstd_T, dx, dweight_PD, num_tokens, tiles_each,
-    D: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
+    dh, dout, x, weight, dx, dweight_PD, num_tokens, tiles_each, eps,
+    D: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Of the example of `_add_norm` with dh = [1, 0] and dx' = [5, 5]: n = [0.8485, 1.1314],
     g = [1, 0], mean(g n) = 0.4243, dx = [5.1810, 4.8642], and d(weight) = [0.8485, 0].
@@ -135,16 +135,18 @@ def _add_norm_grad(
     column = tl.arange(0, WIDTH)[None, :]
     w = tl.load(weight + column, mask=column < D, other=0.0)
     dw = tl.zeros((TOKENS, WIDTH), tl.float32)
-    for tile in range(program * tiles_each, program * tiles_each + tiles_each):
+    for tile in tl.range(program * tiles_each, (program + 1) * tiles_each, num_stages=STAGES):
         token = (tile * TOKENS + tl.arange(0, TOKENS))[:, None]
         live = (token < num_tokens) & (column < D)
         at = token.to(tl.int64) * D + column
-        rstd = tl.load(rstd_T + token, mask=token < num_tokens, other=0.0)
-        n = tl.load(x + at, mask=live, other=0.0).to(tl.float32) * rstd
+        n = tl.load(x + at, mask=live, other=0.0).to(tl.float32)
         d = tl.load(dh + at, mask=live, other=0.0).to(tl.float32)
-        dw += d * n
         g = d * w
-        grad = (g - n * (tl.sum(g * n, 1, keep_dims=True) / D)) * rstd
+        rstd = tl.rsqrt(tl.sum(n * n, 1, keep_dims=True) / D + eps)
+        mean = tl.sum(g * n, 1, keep_dims=True) * rstd / D  # two sums that need not wait
+        n *= rstd
+        dw += d * n
+        grad = (g - n * mean) * rstd
         if dout is not None:
             grad += tl.load(dout + at, mask=live, other=0.0).to(tl.float32)
         tl.store(dx + at, grad.to(dx.dtype.element_ty), mask=live)

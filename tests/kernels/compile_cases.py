@@ -25,6 +25,7 @@ from nmoe.kernels import (
     linear_cross_entropy,
     norm,
     peers,
+    rotary,
     route,
     sort,
     swiglu,
@@ -197,6 +198,16 @@ def gated(hidden: int, *, dtype: torch.dtype = BF16) -> None:
     torch.autograd.grad(swiglu.swiglu(h_TG), h_TG, empty(TOKENS, hidden, dtype=dtype))
 
 
+def positions(heads: int, size: int, *, has_norm: bool = True, dtype: torch.dtype = BF16) -> None:
+    """QK-norm and rotation, of gradients by token and by head."""
+    qkv_BSPHN = empty(2, TOKENS // 2, 3, heads, size, dtype=dtype).requires_grad_()
+    table = (empty(TOKENS // 2, size // 2, dtype=FP32) for _ in range(2))
+    weights = (empty(size, dtype=FP32).requires_grad_() if has_norm else None for _ in range(2))
+    outputs = rotary.rotary_norm(qkv_BSPHN, *weights, *table, eps=1e-6)
+    for grads in ([torch.empty_like(y) for y in outputs], [y.new_empty(y.shape) for y in outputs]):
+        torch.autograd.grad(outputs, qkv_BSPHN, grads, retain_graph=True)
+
+
 CASES: dict[str, Callable[[], None]] = {
     **{f"layer {name}": partial(layer, shape) for name, shape in SHAPES.items()},
     **{f"routing {name}": partial(routing, shape) for name, shape in SHAPES.items()},
@@ -221,6 +232,12 @@ CASES: dict[str, Callable[[], None]] = {
     "stream in fp32": partial(stream, 768, dtype=FP32),
     **{f"gated {hidden}": partial(gated, hidden) for hidden in (64, 384, 768, 2816, 3072, 11264)},
     "gated in fp32": partial(gated, 384, dtype=FP32),
+    **{
+        f"positions of {heads} x {size}": partial(positions, heads, size)
+        for heads, size in ((12, 64), (16, 128), (4, 16), (8, 32), (2, 256))
+    },
+    "positions without a norm": partial(positions, 12, 64, has_norm=False),
+    "positions in fp32": partial(positions, 12, 64, dtype=FP32),
     "micro-batches": partial(micro_batches, SHAPES["super"]),
     "64-bit offsets": partial(layer, SHAPES["super"], slots=2**31 // 768 + 1),
 }
