@@ -3,8 +3,12 @@
 Shapes: B batch, S sequence, D model, H heads, N head size.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nmoe import ops
 from nmoe.config import Config, Impl
@@ -37,5 +41,21 @@ class SdpaAttention(nn.Module):
             eps=self.eps,
             impl=self.impl,
         )
-        y_BHSN = F.scaled_dot_product_attention(q_BHSN, k_BHSN, v_BHSN, is_causal=True)
+        with backends(q_BHSN, impl=self.impl):
+            y_BHSN = F.scaled_dot_product_attention(q_BHSN, k_BHSN, v_BHSN, is_causal=True)
         return self.out(y_BHSN.transpose(1, 2).reshape(batch, seq, dim))
+
+
+def backends(q_BHSN: Tensor, *, impl: Impl) -> AbstractContextManager[object]:
+    """Which of torch's attentions may run: any on the reference path, on GPUs cuDNN's, then flash.
+
+    Flash alone in deterministic mode, because cuDNN's backward does not repeat its bits, and
+    without gradients, because cuDNN plans every new length of sequence anew. Where neither can
+    run, torch raises RuntimeError.
+    """
+    if impl == "reference":
+        return nullcontext()
+    allowed = [SDPBackend.FLASH_ATTENTION]
+    if q_BHSN.requires_grad and not torch.are_deterministic_algorithms_enabled():
+        allowed.insert(0, SDPBackend.CUDNN_ATTENTION)
+    return sdpa_kernel(allowed, set_priority=True)
