@@ -30,31 +30,32 @@ LOSS_CHUNK: dict[Impl, int] = {"reference": 4096, "triton": 16_384}
 
 
 class Block(nn.Module):
-    """x + attention(norm x), then x + feed-forward(norm x)."""
+    """x + attention(norm x), then x + feed-forward(norm x); every sum is left to the next norm."""
 
     def __init__(
         self, config: Config, transport: Transport, *, layer: int, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        dim, eps = config.model.dim, config.model.norm_eps
-        self.attention_norm = RMSNorm(dim, eps=eps)
+        dim, eps, impl = config.model.dim, config.model.norm_eps, config.model.impl
+        self.attention_norm = RMSNorm(dim, eps=eps, impl=impl)
         self.attention = build_attention(config, layer)
-        self.ffn_norm = RMSNorm(dim, eps=eps)
+        self.ffn_norm = RMSNorm(dim, eps=eps, impl=impl)
         is_moe = config.experts.num_experts > 0 and layer >= config.experts.num_dense_layers
         self.ffn: nn.Module
         if is_moe:
             number = layer - config.experts.num_dense_layers
             self.ffn = MoE(config, transport, layer=number, dtype=dtype)
         else:
-            self.ffn = SwiGLU(dim, config.model.dense_hidden)
+            self.ffn = SwiGLU(dim, config.model.dense_hidden, impl=impl)
 
-    def forward(self, x_BSD: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(x_BSD, aux), where aux is None for a dense layer."""
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD))
-        if isinstance(self.ffn, MoE):
-            y_BSD, aux = self.ffn(self.ffn_norm(x_BSD))
-            return x_BSD + y_BSD, aux
-        return x_BSD + self.ffn(self.ffn_norm(x_BSD)), None
+    def forward(
+        self, x_BSD: Tensor, delta_BSD: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(x_BSD, what is yet to be added to it, aux): aux is None for a dense layer."""
+        x_BSD, h_BSD = self.attention_norm(x_BSD, delta_BSD)
+        x_BSD, h_BSD = self.ffn_norm(x_BSD, self.attention(h_BSD))
+        y_BSD, aux = self.ffn(h_BSD) if isinstance(self.ffn, MoE) else (self.ffn(h_BSD), None)
+        return x_BSD, y_BSD, aux
 
 
 class Transformer(nn.Module):
@@ -73,18 +74,20 @@ class Transformer(nn.Module):
             Block(config, transport, layer=layer, dtype=dtype)
             for layer in range(config.model.num_layers)
         )
-        self.norm = RMSNorm(dim, eps=config.model.norm_eps)
+        self.norm = RMSNorm(dim, eps=config.model.norm_eps, impl=self.impl)
         self.head = Linear(dim, padded_vocab(vocab_size))
 
     def forward(self, tokens_BS: Tensor) -> tuple[Tensor, Tensor]:
         """(hidden_BSD after the last norm, aux summed over layers and sequences)."""
         x_BSD = self.embedding(tokens_BS).to(self.dtype)
+        delta_BSD = None
         aux_sum = torch.zeros((), device=tokens_BS.device)
         for block in self.blocks:
-            x_BSD, aux = block(x_BSD)
+            x_BSD, delta_BSD, aux = block(x_BSD, delta_BSD)
             if aux is not None:
                 aux_sum = aux_sum + aux
-        return self.norm(x_BSD), aux_sum
+        _, hidden_BSD = self.norm(x_BSD, delta_BSD)
+        return hidden_BSD, aux_sum
 
     def nats(self, windows_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(sum of nats, nats_T of predicting each next token, aux sum); windows are [B, S + 1].

@@ -184,7 +184,7 @@ class MoE(nn.Module):
         self.router = Router(config)
         self.experts = Experts(config, transport, layer=layer, dtype=dtype)
         shared = config.experts.num_shared * config.experts.hidden
-        self.shared = SwiGLU(config.model.dim, shared) if shared else None
+        self.shared = SwiGLU(config.model.dim, shared, impl=config.model.impl) if shared else None
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """(y_BSD, aux): `aux` is the load-balance loss summed over the batch's sequences."""

@@ -3,8 +3,9 @@
 `reference` is plain torch, the specification; `triton` are kernels for sm_90 and sm_100. Layout of
 rows and expert weights: `nmoe.expert_layout`.
 
-Legend: S slots, N slots with choices, K top-k, R rows, D model, F expert hidden, G columns of w13,
-e local experts, B sequences, or parts of d(gate), T tokens, V vocabulary.
+Legend: S slots, or positions, N slots with choices, or head size, K top-k, R rows, D model,
+F hidden, G columns of w13 or h, e local experts, B sequences, or parts of d(gate), T tokens,
+H heads, V vocabulary.
 """
 
 from types import ModuleType
@@ -17,8 +18,11 @@ from nmoe.expert_layout import Rows, capacity
 from nmoe.reference import combine as reference_combine
 from nmoe.reference import experts as reference_experts
 from nmoe.reference import linear_cross_entropy as reference_cross_entropy
+from nmoe.reference import norm as reference_norm
+from nmoe.reference import rotary as reference_rotary
 from nmoe.reference import route as reference_route
 from nmoe.reference import sort as reference_sort
+from nmoe.reference import swiglu as reference_swiglu
 
 ROW_TILE = 128
 
@@ -163,6 +167,57 @@ def linear_cross_entropy(
             return kernels.linear_cross_entropy(
                 x_TD, weight_VD, targets_T, chunk=chunk, num_real=num_real
             )
+
+
+def add_rms_norm(
+    x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, *, eps: float, impl: Impl
+) -> tuple[Tensor, Tensor]:
+    """(x + delta, its RMS norm times weight) over the last dimension, in the dtype of x.
+
+    Without delta the first is x; T may be any number of dimensions.
+    """
+    match impl:
+        case "reference":
+            return reference_norm.add_rms_norm(x_TD, delta_TD, weight_D, eps=eps)
+        case "triton":
+            from nmoe.kernels import norm
+
+            return norm.add_rms_norm(x_TD, delta_TD, weight_D, eps=eps)
+
+
+def swiglu(h_TG: Tensor, *, impl: Impl) -> Tensor:
+    """a_TF: silu of the left half of h times its right half; T may be any number of dimensions."""
+    match impl:
+        case "reference":
+            return reference_swiglu.swiglu(h_TG)
+        case "triton":
+            from nmoe.kernels import swiglu as kernels
+
+            return kernels.swiglu(h_TG)
+
+
+def rotary_norm(
+    qkv_BSPHN: Tensor,
+    q_weight_N: Tensor | None,
+    k_weight_N: Tensor | None,
+    cos_SM: Tensor,
+    sin_SM: Tensor,
+    *,
+    eps: float,
+    impl: Impl,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(q, k, v) BHSN of P = 3 parts: q and k normed, where they have weights, and rotated.
+
+    cos, sin: of each position and of each of M = N / 2 pairs, one from either half of a head.
+    """
+    match impl:
+        case "reference":
+            function = reference_rotary.rotary_norm
+        case "triton":
+            from nmoe.kernels import rotary
+
+            function = rotary.rotary_norm
+    return function(qkv_BSPHN, q_weight_N, k_weight_N, cos_SM, sin_SM, eps=eps)
 
 
 def _route(impl: Impl) -> ModuleType:
