@@ -17,10 +17,19 @@ BATCH, SEQ, VOCABULARY = 2, 24, 257
 
 
 def make_config(folder: Path, activation: Activation) -> Config:
-    """Two layers, one of them dense, at the narrowest widths that kernels take."""
+    """Two layers, one of them dense, at narrow widths; every token goes to all experts.
+
+    So no choice is a close call that rounding decides, for one implementation only.
+    """
     config = read_config(tiny.write_config(folder))
     experts = replace(
-        config.experts, hidden=64, num_shared=1, num_dense_layers=1, activation=activation
+        config.experts,
+        num_experts=4,
+        top_k=4,
+        hidden=64,
+        num_shared=1,
+        num_dense_layers=1,
+        activation=activation,
     )
     return replace(
         config,
@@ -77,5 +86,4 @@ def test_model_on_kernels_is_no_worse_than_its_reference_in_bf16(
     plain = gradients(config, "reference", torch.bfloat16, device)
     got = gradients(config, "triton", torch.bfloat16, device)
     for name, want in exact.items():
-        # a token whose choice is a close call goes elsewhere in either of the two, and not in both
-        assert error(got[name], want) <= 1.5 * error(plain[name], want) + 2e-3, name
+        assert error(got[name], want) <= 1.25 * error(plain[name], want) + 1e-3, name
