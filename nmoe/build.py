@@ -105,7 +105,7 @@ def build(
         tokenizer=tokenizer,
         transport=transport,
         model=model,
-        optimizer=Optimizer(plan.optim, parameter_groups(model)),
+        optimizer=Optimizer(plan.optim, parameter_groups(model), impl=plan.model.impl),
         loader=_open_loader(plan, root, world, Cursor()),
         windows_WS=validation_windows(
             data / "val", seq_len=plan.train.seq_len, max_windows=plan.validation.windows

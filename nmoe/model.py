@@ -145,11 +145,18 @@ def _is_residual_output(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Parameters that share an optimizer setting; expert ones differ by rank, others do not."""
+    """Parameters that share an optimizer setting; expert ones differ by rank, others do not.
+
+    `copies` and `packed` are empty or go with `parameters`: the bf16 tensor that holds the rounded
+    parameter after each update, if there is one, and whether the columns hold W1 and W3 in turn
+    (`nmoe.expert_layout`), two matrices to an optimizer of matrices.
+    """
 
     name: GroupName
     kind: Kind
     parameters: tuple[nn.Parameter, ...]
+    copies: tuple[Tensor | None, ...] = ()
+    packed: tuple[bool, ...] = ()
 
 
 def parameter_groups(model: Transformer) -> list[Group]:

@@ -13,8 +13,8 @@ from torch import nn
 from nmoe.config import Optim, Schedule, read_config
 from nmoe.model import Group
 from nmoe.optim import Optimizer, peak_rates, uses_muon
-from nmoe.optim.muon import Muon, orthogonalize
 from nmoe.optim.schedule import lr_scale
+from nmoe.reference.muon import orthogonalize
 from tests import tiny
 
 SCHEDULE = Schedule(warmup_steps=10, hold_tokens=5_000, decay_tokens=2_000, floor=0.1)
