@@ -120,7 +120,7 @@ def _chunks(sizes: Sequence[tuple[int, int, int]], *, limit: int) -> Iterator[li
         first = 0
         while first < length:
             count = min(length - first, room // each)
-            if count == 0 and pieces:
+            if count < 1 and pieces:
                 yield pieces
                 pieces, room = [], limit
                 continue

@@ -63,12 +63,16 @@ class Optimizer:
 
         Gradients are those of the last `reduce_gradients`, which returned `norm`.
         """
-        self._now[0].fill_(scale)
+        self.set_scale(scale)
         self.update(norm)
+
+    def set_scale(self, scale: float) -> None:
+        """The schedule's factor on the peak rates, for the updates that follow."""
+        self._now[0].fill_(scale)
 
     @torch.no_grad()
     def update(self, norm: Tensor) -> None:
-        """`step` at the last scale: it takes nothing from the host, so a graph may replay it."""
+        """`step` at the scale that is set: all it takes is on the device, a graph may replay it."""
         self._now[1].add_(1)
         if self._clip > 0:
             self._now[2].copy_(torch.clamp(self._clip / (norm + 1e-6), max=1.0).float())

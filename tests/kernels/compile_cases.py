@@ -19,7 +19,17 @@ from torch import Tensor
 from nmoe.config import Activation, read_config
 from nmoe.expert_layout import Rows, capacity, parts
 from nmoe.flops import padded_vocab
-from nmoe.kernels import combine, experts, linear_cross_entropy, peers, route, sort
+from nmoe.kernels import (
+    adamw,
+    combine,
+    experts,
+    linear_cross_entropy,
+    muon,
+    norm,
+    peers,
+    route,
+    sort,
+)
 from nmoe.ops import ROW_TILE
 from nmoe.paths import REPO_ROOT
 from tests.kernels.offline import compile_cases
@@ -170,6 +180,24 @@ def loss(vocab_size: int, *, dim: int = 768) -> None:
         )
 
 
+def optimizers(*sizes: tuple[int, ...]) -> None:
+    """Both updates of a stack of matrices, with and without a bf16 copy, columns packed or not."""
+    now = empty(3, dtype=torch.float64)
+    for size in sizes:
+        p, g, m, v = (empty(*size, dtype=FP32) for _ in range(4))
+        norm.sum_squares([p])
+        for copy in (None, empty(*size)):
+            adamw.adamw(
+                [p], [g], [m], [v], [copy],
+                now=now, lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1,
+            )  # fmt: skip
+            for packed in (False, True) if len(size) == 3 else (False,):
+                muon.muon(
+                    [p], [g], [m], [copy], now=now, lr=1e-3, momentum=0.95, weight_decay=0.1,
+                    is_in_first=[True], packed=[packed],
+                )  # fmt: skip
+
+
 CASES: dict[str, Callable[[], None]] = {
     **{f"layer {name}": partial(layer, shape) for name, shape in SHAPES.items()},
     **{f"routing {name}": partial(routing, shape) for name, shape in SHAPES.items()},
@@ -190,6 +218,17 @@ CASES: dict[str, Callable[[], None]] = {
     "routing of 8 ranks": partial(routing, SHAPES["super"], ranks=8),
     **{f"{n} ranks": partial(between_ranks, SHAPES["super"], ranks=n) for n in (2, 8)},
     **{f"loss over {size}": partial(loss, size) for size in (257, 50_257, 151_643)},
+    **{
+        f"update {name}": partial(
+            optimizers,
+            (2, shape.dim, shape.hidden * parts(shape.activation)),
+            (2, shape.hidden, shape.dim),
+            (shape.dim, shape.dim),
+        )
+        for name in ("moonlet", "moe", "relu_squared")
+        if (shape := SHAPES[name])
+    },
+    "update past 2^31": partial(optimizers, (4096, 768, 768)),
     "micro-batches": partial(micro_batches, SHAPES["super"]),
     "64-bit offsets": partial(layer, SHAPES["super"], slots=2**31 // 768 + 1),
 }
