@@ -105,7 +105,7 @@ def build(
         tokenizer=tokenizer,
         transport=transport,
         model=model,
-        optimizer=Optimizer(plan.optim, parameter_groups(model)),
+        optimizer=Optimizer(plan.optim, parameter_groups(model), impl=plan.model.impl),
         loader=_open_loader(plan, root, world, Cursor()),
         windows_WS=validation_windows(
             data / "val", seq_len=plan.train.seq_len, max_windows=plan.validation.windows
@@ -303,7 +303,7 @@ def _model_state(model: Transformer, *, is_expert: bool) -> dict[str, Tensor]:
 def _warm_up(run: Run) -> None:
     """Compile and load what a step and a validation need, on validation text, before the clock.
 
-    The effects are thrown away: with a rate of 0 no weight moves, and all other state is cleared.
+    The effects are thrown away; the optimizer has rehearsed by itself.
     """
     run.report.event(PhaseEvent(phase="compiling", note="warm-up"))
     windows_BN = dist.to_device(
@@ -312,8 +312,7 @@ def _warm_up(run: Run) -> None:
     for _ in range(2):
         nats, _, aux_sum = run.model.nats(windows_BN)
         (nats / windows_BN.numel() + run.plan.experts.aux_coef * aux_sum).backward()
-    run.optimizer.step(scale=0.0, norm=run.optimizer.reduce_gradients())
-    run.optimizer.clear()
+    run.model.zero_grad(set_to_none=True)
     for _, layer in run.model.moe_layers():
         layer.router.loads_E.zero_()
     run.model.eval()

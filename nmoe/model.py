@@ -181,11 +181,18 @@ def _is_residual_output(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Parameters that share an optimizer setting; expert ones differ by rank, others do not."""
+    """Parameters that share an optimizer setting; expert ones differ by rank, others do not.
+
+    `copies` and `packed` are empty or go with `parameters`: the bf16 tensor that holds the rounded
+    parameter after each update, if there is one, and whether the columns hold W1 and W3 in turn
+    (`nmoe.expert_layout`), two matrices to an optimizer of matrices.
+    """
 
     name: GroupName
     kind: Kind
     parameters: tuple[nn.Parameter, ...]
+    copies: tuple[Tensor | None, ...] = ()
+    packed: tuple[bool, ...] = ()
 
 
 def parameter_groups(model: Transformer) -> list[Group]:
@@ -201,7 +208,30 @@ def parameter_groups(model: Transformer) -> list[Group]:
         if name.startswith(("embedding.", "head.")):
             kind = "table"
         buckets.setdefault((group, kind), []).append(parameter)
+    copies, packed = _stacks(model)
     return [
-        Group(name=name, kind=kind, parameters=tuple(parameters))
+        Group(
+            name=name,
+            kind=kind,
+            parameters=tuple(parameters),
+            copies=tuple(copies[each] for each in parameters) if name == "expert" else (),
+            packed=tuple(packed[each] for each in parameters) if name == "expert" else (),
+        )
         for (name, kind), parameters in buckets.items()
     ]
+
+
+def _stacks(
+    model: Transformer,
+) -> tuple[dict[nn.Parameter, Tensor | None], dict[nn.Parameter, bool]]:
+    """Of every stack of expert weights: its bf16 copy, if it has one, and whether it is packed."""
+    copies: dict[nn.Parameter, Tensor | None] = {}
+    packed: dict[nn.Parameter, bool] = {}
+    for _, layer in model.moe_layers():
+        experts = layer.experts
+        w13, w2 = experts.w13_eDG, experts.w2_eFD
+        copies |= {w13: None, w2: None}
+        if experts.has_copies:
+            copies |= {w13: experts.w13_copy, w2: experts.w2_copy}
+        packed |= {w13: parts(experts.activation) == 2, w2: False}
+    return copies, packed

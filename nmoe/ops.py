@@ -8,6 +8,7 @@ F hidden, G columns of w13 or h, e local experts, B sequences, or parts of d(gat
 H heads, V vocabulary.
 """
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Literal
 
@@ -15,9 +16,12 @@ from torch import Tensor
 
 from nmoe.config import Activation, Impl
 from nmoe.expert_layout import Rows, capacity
+from nmoe.reference import adamw as reference_adamw
 from nmoe.reference import combine as reference_combine
 from nmoe.reference import experts as reference_experts
+from nmoe.reference import grad_norm as reference_grad_norm
 from nmoe.reference import linear_cross_entropy as reference_cross_entropy
+from nmoe.reference import muon as reference_muon
 from nmoe.reference import norm as reference_norm
 from nmoe.reference import rotary as reference_rotary
 from nmoe.reference import route as reference_route
@@ -218,6 +222,79 @@ def rotary_norm(
 
             function = rotary.rotary_norm
     return function(qkv_BSPHN, q_weight_N, k_weight_N, cos_SM, sin_SM, eps=eps)
+
+
+def sum_squares(tensors: Sequence[Tensor], *, impl: Impl) -> Tensor:
+    """fp64 scalar: the squares of all elements of fp32 tensors added up."""
+    match impl:
+        case "reference":
+            return reference_grad_norm.sum_squares(tensors)
+        case "triton":
+            from nmoe.kernels import grad_norm
+
+            return grad_norm.sum_squares(tensors)
+
+
+def adamw(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    copies: Sequence[Tensor | None],
+    *,
+    now: Tensor,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    impl: Impl,
+) -> None:
+    """AdamW in place; now: fp64 [3] = (scale of lr, number of this update, factor on gradients)."""
+    lists = (parameters, gradients, exp_avgs, exp_avg_sqs, copies)
+    match impl:
+        case "reference":
+            update = reference_adamw.adamw
+        case "triton":
+            from nmoe.kernels import adamw
+
+            update = adamw.adamw
+    update(*lists, now=now, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def muon(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    copies: Sequence[Tensor | None],
+    *,
+    now: Tensor,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    is_in_first: Sequence[bool],
+    packed: Sequence[bool],
+    impl: Impl,
+) -> None:
+    """Muon in place; now: as for `adamw`. Packed parameters are W1 and W3 in w13's columns."""
+    match impl:
+        case "reference":
+            update = reference_muon.muon
+        case "triton":
+            from nmoe.kernels import muon
+
+            update = muon.muon
+    update(
+        parameters,
+        gradients,
+        momenta,
+        copies,
+        now=now,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        is_in_first=is_in_first,
+        packed=packed,
+    )
 
 
 def _route(impl: Impl) -> ModuleType:

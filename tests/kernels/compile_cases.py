@@ -20,9 +20,12 @@ from nmoe.config import Activation, read_config
 from nmoe.expert_layout import Rows, capacity, parts
 from nmoe.flops import padded_vocab
 from nmoe.kernels import (
+    adamw,
     combine,
     experts,
+    grad_norm,
     linear_cross_entropy,
+    muon,
     norm,
     peers,
     rotary,
@@ -208,6 +211,24 @@ def positions(heads: int, size: int, *, has_norm: bool = True, dtype: torch.dtyp
         torch.autograd.grad(outputs, qkv_BSPHN, grads, retain_graph=True)
 
 
+def optimizers(*sizes: tuple[int, ...]) -> None:
+    """Both updates of a stack of matrices, with and without a bf16 copy, columns packed or not."""
+    now = empty(3, dtype=torch.float64)
+    for size in sizes:
+        p, g, m, v = (empty(*size, dtype=FP32) for _ in range(4))
+        grad_norm.sum_squares([p])
+        for copy in (None, empty(*size)):
+            adamw.adamw(
+                [p], [g], [m], [v], [copy],
+                now=now, lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1,
+            )  # fmt: skip
+            for packed in (False, True) if len(size) == 3 else (False,):
+                muon.muon(
+                    [p], [g], [m], [copy], now=now, lr=1e-3, momentum=0.95, weight_decay=0.1,
+                    is_in_first=[True], packed=[packed],
+                )  # fmt: skip
+
+
 CASES: dict[str, Callable[[], None]] = {
     **{f"layer {name}": partial(layer, shape) for name, shape in SHAPES.items()},
     **{f"routing {name}": partial(routing, shape) for name, shape in SHAPES.items()},
@@ -238,6 +259,17 @@ CASES: dict[str, Callable[[], None]] = {
     },
     "positions without a norm": partial(positions, 12, 64, has_norm=False),
     "positions in fp32": partial(positions, 12, 64, dtype=FP32),
+    **{
+        f"update {name}": partial(
+            optimizers,
+            (2, shape.dim, shape.hidden * parts(shape.activation)),
+            (2, shape.hidden, shape.dim),
+            (shape.dim, shape.dim),
+        )
+        for name in ("moonlet", "moe", "relu_squared")
+        if (shape := SHAPES[name])
+    },
+    "update past 2^31": partial(optimizers, (4096, 768, 768)),
     "micro-batches": partial(micro_batches, SHAPES["super"]),
     "64-bit offsets": partial(layer, SHAPES["super"], slots=2**31 // 768 + 1),
 }

@@ -3,8 +3,6 @@
 Legend: T tokens, B sequences, E experts, K top-k.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +17,7 @@ from nmoe.moe import Router
 from nmoe.ops import route as route_of
 from nmoe.reference import route as reference
 from tests import tiny
-from tests.kernels.cases import Skew, choose, error, poisoned
+from tests.kernels.cases import Skew, choose, error, no_host_waits, poisoned
 
 # (tokens, sequences, experts, top-k): every K, experts of no power of two, odd and single tokens
 SIZES = [
@@ -79,18 +77,6 @@ def assert_chosen(experts_TK: Tensor, logits_TE: Tensor, bias_E: Tensor) -> None
     biased_TE = torch.sigmoid(logits_TE.double()) + bias_E.double()
     want_TK = biased_TE.sort(1, descending=True).values[:, :top_k]
     torch.testing.assert_close(biased_TE.gather(1, experts_TK), want_TK, atol=5e-7, rtol=5e-7)
-
-
-@contextmanager
-def no_host_waits(device: torch.device) -> Iterator[None]:
-    """On a GPU: a host that waits raises."""
-    if device.type == "cuda":
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        if device.type == "cuda":
-            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("size", SIZES)
