@@ -17,10 +17,11 @@ from nmoe.optim.rule import AdamW, Muon, Rule, State
 
 
 class Optimizer:
-    """AdamW, and Muon for matrices when asked; dense state is replicated, expert state is local.
+    """AdamW, and Muon for matrices when asked, for the weights that this rank has.
 
     `reference` is torch's AdamW, parameter by parameter. `triton` moves the parameters of dense and
-    router groups into one buffer a group, and compiles its kernels by an update that moves nothing.
+    router groups into one buffer a group, of which each rank updates a share, or all where Muon
+    needs whole matrices; it compiles its kernels by an update that moves nothing.
     """
 
     def __init__(self, config: Optim, groups: Sequence[Group], *, impl: Impl) -> None:

@@ -8,16 +8,20 @@ from torch import Tensor, nn
 from nmoe.config import Optim
 from nmoe.model import Group
 from nmoe.optim import Optimizer
+from nmoe.optim.part import Flat
 from tests.kernels import interpreter
 
 
-def make_groups(device: torch.device, *, seed: int = 0) -> list[Group]:
-    """A small model's parameters: sizes that are no multiples of anything, packed experts."""
-    generator = torch.Generator().manual_seed(seed)
+def make_groups(device: torch.device, *, twins: int = 1) -> list[Group]:
+    """A small model's parameters: sizes that are no multiples of anything, packed experts.
 
-    def parameters(*shapes: tuple[int, ...]) -> dict[str, Any]:
-        drawn = (torch.randn(shape, generator=generator).to(device) for shape in shapes)
-        own = tuple(nn.Parameter(each) for each in drawn)
+    Experts come `twins` times, all alike.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def parameters(*shapes: tuple[int, ...], times: int = 1) -> dict[str, Any]:
+        drawn = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+        own = tuple(nn.Parameter(each.clone()) for _ in range(times) for each in drawn)
         return {
             "parameters": own,
             "copies": tuple(torch.empty_like(each, dtype=torch.bfloat16) for each in own),
@@ -31,8 +35,8 @@ def make_groups(device: torch.device, *, seed: int = 0) -> list[Group]:
         Group(
             name="expert",
             kind="matrix",
-            packed=(True, False),
-            **parameters((3, 16, 64), (3, 32, 16)),
+            packed=(True, False) * twins,
+            **parameters((3, 16, 64), (3, 32, 16), times=twins),
         ),
     ]
 
@@ -57,12 +61,12 @@ def weights(groups: list[Group]) -> list[Tensor]:
 
 
 def train_as_rank(rank: int, world: int, config: Optim, steps: int, total: int) -> dict:
-    """Train on this rank's gradients, or on those of `total` ranks when there is one rank.
+    """Train on this rank's gradients, or on those of `total` ranks, and all their experts.
 
-    Halfway the optimizer is replaced by one that goes on from its state.
+    All ranks' experts are alike. Halfway another optimizer goes on from the state.
     """
     interpreter.install()
-    groups = make_groups(torch.device("cpu"))
+    groups = make_groups(torch.device("cpu"), twins=total if world == 1 else 1)
     optimizer = Optimizer(config, groups, impl="triton")
     norms: list[float] = []
     for step in range(1, steps + 1):
@@ -72,7 +76,8 @@ def train_as_rank(rank: int, world: int, config: Optim, steps: int, total: int) 
             [sum(each[1:], start=each[0]) for each in zip(*own, strict=True)]
             for own in zip(*drawn, strict=True)
         ]
-        expert = draw_gradients(groups, seed=step)[-1]  # the same everywhere, to be compared
+        pair = draw_gradients(groups, seed=step)[-1][:2]
+        expert = [pair[index % 2].clone() for index in range(len(groups[-1].parameters))]
         set_gradients(groups, [*gradients[:-1], expert])
         norm = optimizer.reduce_gradients()
         optimizer.step(scale=1 / step, norm=norm)
@@ -87,4 +92,5 @@ def train_as_rank(rank: int, world: int, config: Optim, steps: int, total: int) 
         "weights": weights(groups),
         "copies": [copy for group in groups for copy in group.copies],
         "state": optimizer.state(is_expert=False),
+        "share": Flat(groups[0], is_sharded=True).values[0].numel(),
     }
