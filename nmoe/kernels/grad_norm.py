@@ -16,12 +16,11 @@ BLOCK, STEPS, WARPS = 1024, 16, 4  # a program adds up BLOCK x STEPS elements
 
 
 def sum_squares(tensors: Sequence[Tensor]) -> Tensor:
-    """fp64 scalar: the squares of all elements added up; 0 on the CPU when there is no tensor.
+    """fp64 scalar: the squares of all elements added up.
 
-    tensors: fp32, of any shapes, also of more than 2^31 elements. Reads 4 bytes an element, once.
+    tensors: one at least, fp32, of any shapes, also of more than 2^31 elements. Reads 4 bytes an
+    element, once.
     """
-    if not tensors:
-        return torch.zeros((), dtype=torch.float64)
     device = tensors[0].device
     check("sum_squares", device, *(("tensor", x, tuple(x.shape), torch.float32) for x in tensors))
     counts = [triton.cdiv(x.numel(), BLOCK * STEPS) for x in tensors]

@@ -21,7 +21,7 @@ class Optimizer:
 
     `reference` is torch's AdamW, parameter by parameter. `triton` moves the parameters of dense and
     router groups into one buffer a group, of which each rank updates a share, or all where Muon
-    needs whole matrices; it compiles its kernels by an update that moves nothing.
+    needs whole matrices; before the first step, an update that moves nothing compiles kernels.
     """
 
     def __init__(self, config: Optim, groups: Sequence[Group], *, impl: Impl) -> None:
@@ -115,13 +115,18 @@ class Optimizer:
 
     @torch.no_grad()
     def _rehearse(self) -> None:
-        """Compile all kernels: state and scale are zero, so nothing moves."""
-        for part in self._parts:
-            ops.sum_squares(part.values, impl=self._impl)
+        """Compile all kernels and meet other ranks: state and scale are zero, so nothing moves."""
+        dense = [part for part in self._parts if part.group.name != "expert"]
+        for part in dense:
+            part.take_gradients()
+        values = [value for part in self._parts for value in part.values]
+        dist.all_reduce(ops.sum_squares(values, impl=self._impl))
         self._now[1].fill_(1)
         for rule in self._rules:
             rule.step(self._now, is_rehearsal=True)
         self._now[1].zero_()
+        for part in dense:
+            part.finish()
 
 
 def uses_muon(config: Optim, group: Group) -> bool:

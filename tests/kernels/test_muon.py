@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -160,6 +160,7 @@ def test_places_of_packed_columns_are_the_worked_example(device: torch.device) -
     assert out.flatten().tolist() == [0, 2, 1, 3]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.sampled_from([1, 2])), max_size=5),
     st.integers(1, 12),
