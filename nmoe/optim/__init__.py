@@ -111,6 +111,8 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def _sum_squares(parameters: list[nn.Parameter]) -> Tensor:
+    if not parameters:  # a model without experts
+        return torch.zeros((), dtype=torch.float64)
     norms = torch.stack(
         [_gradient(parameter).norm(dtype=torch.float64) for parameter in parameters]
     )
