@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.layers import MOST_GROUPS
 from bench.machine import device_name
 from bench.rows import Row, dump, load, regressions, update_summary
 from bench.shapes import Shape, shapes_for
@@ -30,7 +31,6 @@ FILES = {
 }
 USAGE_EXIT = 2
 TEST_TIMEOUT_S = 900
-MOST_GROUPS = 1024  # of torch's grouped product
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
