@@ -68,9 +68,9 @@ def _recorded(run: Run) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
     nats = run.model.nats
 
-    def recording(windows_BN: Tensor) -> Any:
+    def recording(windows_BN: Tensor, *args: Any, **kwargs: Any) -> Any:
         seen.append(windows_BN.clone())
-        return nats(windows_BN)
+        return nats(windows_BN, *args, **kwargs)
 
     run.model.nats = recording
     try:

@@ -142,6 +142,9 @@ class PlainTrainer:
 class _PlainBlock(nn.Module):
     """Attention and feed-forward of one layer."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: Config, block: Block) -> None:
         super().__init__()
         self.heads, self.eps = config.model.num_heads, config.model.norm_eps

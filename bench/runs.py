@@ -33,8 +33,14 @@ from nmoe.standalone import create_folder, make_plan
 PRESETS = ("super", "dense", "moe", "ultra")
 # Layers of `ultra` that one GPU holds: 3.62 billion parameters each, 16 bytes a parameter.
 LAYERS = {"ultra": 1}
+# What makes a preset as small as it can be with a layer of each kind that it has.
+SMALLEST = {
+    "super": ("model.num_layers=1",),
+    "dense": ("model.num_layers=1", "experts.num_dense_layers=1"),
+    "moe": ("model.num_layers=2",),
+}
 MAX_LOG = 1_000_000  # steps: nothing is logged that is not asked for
-WINDOWS = 1024  # of random tokens to train on; a run that needs more reads them again
+WINDOWS = 8192  # of random tokens to train on: no epoch ends in so many steps
 GPT2_VOCABULARY, EOS = 50_257, "<|endoftext|>"
 
 Say = Callable[[str], None]
@@ -67,6 +73,11 @@ def size_for(device: str, micro_batch: int | None = None) -> Size:
     return size if micro_batch is None else replace(size, micro_batch=micro_batch)
 
 
+def preset_file(preset: str) -> Path:
+    """The TOML file of a preset."""
+    return REPO_ROOT / "configs" / "speedrun" / f"{preset}.toml"
+
+
 def layers_of(preset: str, device: str) -> int | None:
     """To how many layers a preset is reduced on this device; None when it is whole."""
     return LAYERS.get(preset) if device == "cuda" else None
@@ -85,14 +96,13 @@ def plan_of(
         f"data.data_path={folder / 'data'}",
         f"data.tokenizer={folder / 'vocabulary.json' if device == 'cuda' else 'byte'}",
     ]
-    config = REPO_ROOT / "configs" / "speedrun" / f"{preset}.toml"
     if device == "cpu" and preset != "dense":
         overrides += TINY_EXPERTS
     if (layers := layers_of(preset, device)) is not None:
         overrides.append(f"model.num_layers={layers}")
     if device == "cpu" and preset == "dense":
         overrides.append("experts.num_dense_layers=2")
-    return make_plan(config, overrides=[*overrides, *more], world=world)
+    return make_plan(preset_file(preset), overrides=[*overrides, *more], world=world)
 
 
 def write_data(folder: Path, size: Size, *, device: str) -> None:
@@ -101,7 +111,7 @@ def write_data(folder: Path, size: Size, *, device: str) -> None:
     if device == "cuda":
         write_vocabulary(folder / "vocabulary.json", vocab_size)
     rng = np.random.default_rng(0)
-    for split, windows in (("train", max(WINDOWS, size.batch)), ("val", size.micro_batch)):
+    for split, windows in (("train", WINDOWS), ("val", size.micro_batch)):
         place = folder / "data" / split
         place.mkdir(parents=True)
         tokens = rng.integers(0, vocab_size, windows * (seq_len + 1))

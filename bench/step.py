@@ -6,7 +6,6 @@ otherwise: an update for every micro-batch, and Muon.
 """
 
 import gc
-import json
 import sys
 import tempfile
 import time
@@ -17,37 +16,24 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
 
-from bench import parts
 from bench.host_syncs import count_host_syncs
 from bench.machine import machine, measure_ceilings
 from bench.peer import Peer, peer_of
-from bench.regions import regions
 from bench.report import Report
 from bench.rows import LIMIT, LOGGING, OURS, STEP, STEP_SYNCS, save
 from bench.runs import PRESETS, Size, layers_of, opened, plan_of, size_for, write_data
+from bench.step_parts import add_parts, tokens_of, traced_step
 from bench.timing import FAILURES, intervals, median, reason
 from nmoe import dist
 from nmoe.build import Run, peak_memory_bytes
-from nmoe.flops import BACKWARD_FACTOR, forward_flops, padded_vocab, peak_tflops, product
+from nmoe.flops import peak_tflops, product
 from nmoe.train import log_step, train_step
 
 EVERY, MUON, MEMORY = "step, update every micro-batch", "step, Muon", "step peak memory"
 PLAIN = "plain torch"
 STEPS, WARMUPS = 10, 3
 ROOM = 2.2  # times the memory of a run is what it and its peer take together
-KERNELS, LETTERS = 3, 48  # of a part that its row names, and of a name
-# What nmoe.flops calls the products of a part; the other parts have no product.
-PRODUCTS = {
-    "attention": "attention",
-    "projections": "projections",
-    "router": "router",
-    "experts": "experts",
-    "shared expert": "shared",
-    "dense FFN": "dense",
-    "head": "head",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,15 +58,29 @@ def presets_of(names: str) -> tuple[str, ...]:
     return found
 
 
+def check(job: Job, *, gpus: int) -> None:
+    """ValueError for what this machine or the official step does not allow."""
+    if job.device == "cuda" and gpus > torch.cuda.device_count():
+        raise ValueError(f"gpus: got {gpus}, this machine has {torch.cuda.device_count()}.")
+    size = size_for(job.device, job.micro_batch)
+    if size.batch % (gpus * size.micro_batch):
+        raise ValueError(
+            f"micro-batch: got {size.micro_batch} sequences on each of {gpus} ranks, expected such"
+            f" that a step of {size.batch} is a whole number of them."
+        )
+
+
 def measure(job: Job, world: dist.World) -> list[str]:
     """Measure every preset; what went wrong, in words. Rank 0 saves the rows after each of them."""
     say = _Said(is_main=world.is_main)
     if job.device == "cuda":
         torch.cuda.set_device(world.rank)
     facts = machine(gpus=world.size, commit=job.commit)
-    report = Report(rows=[], machine=facts, ceilings=measure_ceilings(job.device))
-    _let_go(job.device)
+    # the other ranks are silent meanwhile
+    ceilings = dist.broadcast(measure_ceilings(job.device) if world.is_main else None)
+    report = Report(rows=[], machine=facts, ceilings=ceilings)
     report.add_ceilings()
+    _let_go(job.device)
     say(f"a product of {report.ceilings.matmul:,.3g} TFLOP/s is 100 %")
     problems = []
     for preset in job.presets:
@@ -143,6 +143,9 @@ class _Preset:
         problems = [self._try(STEP, OURS, self._measure_official)]
         if self._official.peer is not None:
             problems += [self._try(STEP, PLAIN, self._measure_peer)]
+        if self._has_peer() and self._job.device == "cuda":
+            torch.compiler.reset()  # what was compiled for the peer may hold on to it
+            _let_go(self._job.device)
         if not self._job.is_quick:
             problems += [self._try(EVERY, OURS, self._measure_every)]
             problems += [self._try(MUON, OURS, self._measure_muon)]
@@ -170,7 +173,7 @@ class _Preset:
         with self._open() as run:
             peak = self._warm_up(run)
             self._report.figure(OURS, what=MEMORY, shape=self._shape, value=peak / 1e9, unit="GB")
-            found.tokens, found.flops = _tokens(run), _tokens(run) * run.flops_per_token
+            found.tokens, found.flops = tokens_of(run), tokens_of(run) * run.flops_per_token
             times = None
             if self._has_peer():
                 self._try(STEP, PLAIN, partial(self._copy_to_peer, run))
@@ -180,7 +183,9 @@ class _Preset:
             times = times or self._timed(run)
             found.step_us = median(times)
             self._add(run, STEP, times)
-            self._add_parts(run)
+            traced = traced_step(run, self._folder)
+            add_parts(self._report, traced, run, shape=self._shape, step_us=found.step_us)
+            self._say(f"parts: busy for {traced.busy_us / 1000:,.1f} ms of the profiled step")
 
     def _has_peer(self) -> bool:
         return self._job.has_peer and not self._job.is_quick and self._world.size == 1
@@ -300,7 +305,7 @@ class _Preset:
         return dist.all_reduce(times, "max").tolist()
 
     def _add(self, run: Run, what: str, times: Sequence[float]) -> None:
-        tokens, us = _tokens(run), median(times)
+        tokens, us = tokens_of(run), median(times)
         flops = tokens * run.flops_per_token
         self._report.steps(
             OURS, what=what, shape=self._shape, times=times, tokens=tokens, flops=flops
@@ -317,38 +322,6 @@ class _Preset:
                 note=f"of the datasheet's {peak:,.1f} TFLOP/s",
             )
 
-    def _add_parts(self, run: Run) -> None:
-        """A row a part; gaps are what the timed steps have left, not the profiled one."""
-        found, step_us = self._traced(run), self._official.step_us
-        forward = forward_flops(run.plan, padded_vocab(run.model.vocab_size))
-        us_of = {**found.parts, parts.GAPS: found.gaps_us(step_us)}
-        for part in filter(us_of.__contains__, parts.PARTS):
-            once = getattr(forward, PRODUCTS[part]) if part in PRODUCTS else 0
-            kernels = found.kernels[part].most_common(KERNELS) if part in found.kernels else []
-            self._report.part(
-                OURS,
-                part=part,
-                shape=self._shape,
-                us=us_of[part],
-                of_us=step_us,
-                flops=BACKWARD_FACTOR * once * _tokens(run),
-                note=", ".join(f"{name[:LETTERS]} {us / 1000:,.2f}" for name, us in kernels),
-            )
-        self._say(f"parts: busy for {found.busy_us / 1000:,.1f} ms of the profiled step")
-
-    def _traced(self, run: Run) -> parts.Breakdown:
-        """One step under the profiler, regions around its parts."""
-        kinds = [ProfilerActivity.CPU]
-        kinds += [ProfilerActivity.CUDA] if self._job.device == "cuda" else []
-        with regions(run), profile(activities=kinds) as profiler:
-            with record_function(parts.STEP):
-                train_step(run)
-            if self._job.device == "cuda":
-                torch.cuda.synchronize()
-        file = self._folder / f"trace-{self._world.rank}.json"
-        profiler.export_chrome_trace(str(file))
-        return parts.breakdown(json.loads(file.read_text()))
-
     def _add_syncs(self, run: Run) -> None:
         found = count_host_syncs(partial(train_step, run))
         if found is None:
@@ -363,12 +336,6 @@ class _Preset:
             unit="syncs",
             note=", ".join(f"{count} x {name}" for name, count in found.most_common()),
         )
-
-
-def _tokens(run: Run) -> int:
-    """Of one rank in a step."""
-    train = run.plan.train
-    return train.batch_size * train.seq_len // run.world.size
 
 
 def _let_go(device: str) -> None:

@@ -96,7 +96,7 @@ def test_transport_is_measured_on_two_processes_and_compared(tmp_path: Path):
         (("kernels", "--compare", "nowhere"), "error: [Errno 2] No such file"),
         (("transport", "--compare", "README.md"), "error: not a row of results"),
         (("summary", "README.md"), "error: not a row of results"),
-        (("step",), "n bench: error: argument WHAT: invalid choice"),
+        (("steps",), "n bench: error: argument WHAT: invalid choice"),
     ],
 )
 def test_wrong_commands_are_refused_in_one_line(arguments, reason):
