@@ -41,7 +41,7 @@ SMALLEST = {
 }
 MAX_LOG = 1_000_000  # steps: nothing is logged that is not asked for
 WINDOWS = 8192  # of random tokens to train on: no epoch ends in so many steps
-GPT2_VOCABULARY, EOS = 50_257, "<|endoftext|>"
+VOCABULARY, EOS = {"cuda": 50_257, "cpu": 257}, "<|endoftext|>"
 
 Say = Callable[[str], None]
 
@@ -107,7 +107,7 @@ def plan_of(
 
 def write_data(folder: Path, size: Size, *, device: str) -> None:
     """A vocabulary and datasets of random tokens, by the writers of real ones."""
-    vocab_size, seq_len = (GPT2_VOCABULARY, 2048) if device == "cuda" else (257, 32)
+    vocab_size, seq_len = VOCABULARY[device], 2048 if device == "cuda" else 32
     if device == "cuda":
         write_vocabulary(folder / "vocabulary.json", vocab_size)
     rng = np.random.default_rng(0)

@@ -15,9 +15,8 @@ import torch.multiprocessing as mp
 
 from bench.plain_trainer import PlainTrainer
 from bench.runs import (
-    GPT2_VOCABULARY,
-    OFFICIAL,
     SMALLEST,
+    VOCABULARY,
     Size,
     draw_weights,
     opened,
@@ -36,8 +35,7 @@ from nmoe.config import Plan, read_config
 from nmoe.train import log_step, train_step
 
 LIMIT_S = 900
-# Two micro-batches of fewer sequences, as many as kernels tell apart from the official number.
-FEW = replace(OFFICIAL, batch=32, micro_batch=16)
+FEW = {"batch": 32, "micro_batch": 16}  # kernels do not tell 16 sequences from the official 32
 ALONE = dist.World(rank=0, size=1)
 
 
@@ -111,18 +109,18 @@ def _to_compile(job: Job) -> dict[str, Callable[[], str]]:
     presets = [preset for preset in job.presets if preset in SMALLEST]
     if job.has_peer and not job.is_quick:
         for preset in presets:
-            todo[f"peer of {preset}"] = partial(_train_peer, preset, job.micro_batch)
+            todo[f"peer of {preset}"] = partial(_train_peer, preset, job)
     for preset in presets:
-        todo[f"trainer of {preset}"] = partial(_train_few, preset, ())
+        todo[f"trainer of {preset}"] = partial(_train_few, preset, job)
         if not job.is_quick:
             muon = ("optim.matrices=muon",)
-            todo[f"trainer of {preset}, Muon"] = partial(_train_few, preset, muon)
+            todo[f"trainer of {preset}, Muon"] = partial(_train_few, preset, job, *muon)
     for preset in job.presets:
         config = read_config(preset_file(preset))
         if config.experts.num_experts:
             shape = Shape(
                 name=preset,
-                tokens=FEW.micro_batch * config.train.seq_len,
+                tokens=FEW["micro_batch"] * config.train.seq_len,
                 dim=config.model.dim,
                 hidden=config.experts.hidden,
                 num_experts=config.experts.num_experts,
@@ -132,13 +130,14 @@ def _to_compile(job: Job) -> dict[str, Callable[[], str]]:
     return todo
 
 
-def _train_few(preset: str, more: tuple[str, ...]) -> str:
+def _train_few(preset: str, job: Job, *more: str) -> str:
     """A step of the smallest run of a preset, and what is logged of it; why it failed."""
+    size = replace(size_for(job.device), **FEW)
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            write_data(folder, FEW, device="cuda")
-            plan = _smallest(preset, folder, FEW, more)
+            write_data(folder, size, device=job.device)
+            plan = _smallest(preset, folder, size, job, more)
             with opened(plan, folder, world=ALONE, say=lambda _: None) as trained:
                 train_step(trained)
                 log_step(trained)
@@ -147,29 +146,25 @@ def _train_few(preset: str, more: tuple[str, ...]) -> str:
     return ""
 
 
-def _train_peer(preset: str, micro_batch: int | None) -> str:
+def _train_peer(preset: str, job: Job) -> str:
     """The peer's step on the smallest form of a preset, micro-batches of full size."""
-    size = size_for("cuda", micro_batch)
-    device = torch.device("cuda", 0)
+    size, device = size_for(job.device, job.micro_batch), torch.device(job.device)
+    vocab_size = VOCABULARY[job.device]
     try:
-        with tempfile.TemporaryDirectory() as name:
-            plan = _smallest(preset, Path(name), size, ())
-            model = make_model(
-                plan,
-                make_transport(plan, ALONE, device),
-                vocab_size=GPT2_VOCABULARY,
-                device=device,
-            )
-            draw_weights(model, seed=0)
-            trainer = PlainTrainer(plan, model, is_compiled=True)
-            window = (size.micro_batch, plan.train.seq_len + 1)
-            trainer.step([torch.randint(GPT2_VOCABULARY, window, device=device)])
+        plan = _smallest(preset, Path(), size, job, ())
+        transport = make_transport(plan, ALONE, device)
+        model = make_model(plan, transport, vocab_size=vocab_size, device=device)
+        draw_weights(model, seed=0)
+        trainer = PlainTrainer(plan, model, is_compiled=job.device == "cuda")
+        window = (size.micro_batch, plan.train.seq_len + 1)
+        trainer.step([torch.randint(vocab_size, window, device=device)])
+        if job.device == "cuda":
             torch.cuda.synchronize()
     except FAILURES as error:
         return reason(error)
     return ""
 
 
-def _smallest(preset: str, folder: Path, size: Size, more: tuple[str, ...]) -> Plan:
-    overrides = (*SMALLEST[preset], *more)
-    return plan_of(preset, folder, size, device="cuda", world=ALONE, more=overrides)
+def _smallest(preset: str, folder: Path, size: Size, job: Job, more: tuple[str, ...]) -> Plan:
+    more = (*SMALLEST[preset], *more)
+    return plan_of(preset, folder, size, device=job.device, world=ALONE, more=more)

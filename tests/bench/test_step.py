@@ -6,21 +6,25 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from bench import step, step_ranks
+from bench import runs, step, step_ranks
 from bench.__main__ import main
 from bench.parts import PARTS
 from bench.peer import peer_of
 from bench.plain_trainer import PlainTrainer
 from bench.rows import BOTH, LIMIT, OURS, STEP, Row, load, parse, summarize
-from bench.runs import PRESETS, opened, plan_of, preset_file, size_for, write_data
+from bench.runs import PRESETS, SMALLEST, opened, plan_of, preset_file, size_for, write_data
 from bench.step import EVERY, MUON, PLAIN, Job, measure
 from bench.timing import intervals
 from nmoe import standalone
 from nmoe.build import Run
 from nmoe.config import Hardware, read_config
+from nmoe.data.manifest import verify
+from nmoe.data.shards import TokenStream
+from nmoe.data.tokenizer import open_tokenizer
 from nmoe.dist import World
 from nmoe.train import train_step
 from tests.bench.results import a_machine, a_row
@@ -230,6 +234,30 @@ def test_what_is_compiled_ahead_can_be_sent_to_processes(job: Job):
     assert pickle.loads(pickle.dumps(todo)).keys() == todo.keys()
     quick = step_ranks._to_compile(replace(job, is_quick=True))
     assert not any("peer" in name or "Muon" in name for name in quick)
+
+
+@pytest.mark.parametrize("preset", SMALLEST)
+def test_smallest_form_of_a_preset_trains_and_so_does_its_peer(job: Job, preset: str):
+    assert step_ranks._train_few(preset, job, "optim.matrices=muon") == ""
+    assert step_ranks._train_peer(preset, job) == ""
+    assert "dim must be a multiple of num_heads" in step_ranks._train_few(
+        preset, job, "model.dim=33"
+    )
+
+
+def test_random_tokens_have_the_vocabulary_of_the_presets(tmp_path: Path):
+    size = replace(size_for("cuda"), micro_batch=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "WINDOWS", 2)
+        write_data(tmp_path, size, device="cuda")
+    tokenizer = open_tokenizer(str(tmp_path / "vocabulary.json"))
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (50_257, 50_256)
+    stream = TokenStream(tmp_path / "data" / "train")
+    assert stream.manifest.vocab_size == 50_257
+    windows_WS = stream.windows(np.arange(2), seq_len=2048)
+    assert windows_WS.max() > 50_000
+    assert len(np.unique(windows_WS)) > 3_000
+    assert verify(tmp_path / "data" / "val").total_tokens == 2049
 
 
 def test_intervals_are_those_of_each_piece():
