@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         return _refuse(error)
     with tempfile.TemporaryDirectory() as folder:
-        rows_file = Path(folder) / "rows.jsonl"
+        # a step's rows are kept as they come, for whoever ends it early
+        is_kept = job is not None and options.rows is not None
+        rows_file = options.rows if is_kept else Path(folder) / "rows.jsonl"
         with _stdout_to_stderr():
             if job is None:
                 code = _measure(options, shapes, rows_file)
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 code = _measure_step(replace(job, rows=rows_file), gpus=options.gpus)
         rows = load(rows_file) if rows_file.exists() else []
         kept = options.rows or _kept_file(options.noun, rows)
-        if rows and kept is not None:
+        if rows and kept is not None and not is_kept:
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(rows_file.read_text())
     if options.json:
@@ -147,6 +149,7 @@ def _job(options: argparse.Namespace) -> Job:
 
 def _measure_step(job: Job, *, gpus: int) -> int:
     """0, or 1 when something failed; the rows are in the file."""
+    job.rows.unlink(missing_ok=True)
     problems = run(job, gpus=gpus)
     for problem in problems:
         print(f"failed: {problem}")

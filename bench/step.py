@@ -33,7 +33,7 @@ from nmoe.train import log_step, train_step
 EVERY, MUON, MEMORY = "step, update every micro-batch", "step, Muon", "step peak memory"
 PLAIN = "plain torch"
 STEPS, WARMUPS = 10, 3
-ROOM = 2.2  # times the memory of a run is what it and its peer take together
+ROOM = 2.5  # times the memory of a run is what it and its peer take together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ def check(job: Job, *, gpus: int) -> None:
 
 
 def measure(job: Job, world: dist.World) -> list[str]:
-    """Measure every preset; what went wrong, in words. Rank 0 saves the rows after each of them."""
+    """Measure every preset; what went wrong, in words. Rank 0 saves the rows as they come."""
     say = _Said(is_main=world.is_main)
     if job.device == "cuda":
         torch.cuda.set_device(world.rank)
@@ -82,15 +82,18 @@ def measure(job: Job, world: dist.World) -> list[str]:
     report.add_ceilings()
     _let_go(job.device)
     say(f"a product of {report.ceilings.matmul:,.3g} TFLOP/s is 100 %")
+
+    def keep() -> None:
+        if world.is_main:
+            save(job.rows, report.rows)
+
     problems = []
     for preset in job.presets:
         with tempfile.TemporaryDirectory() as own:
             folder = Path(dist.broadcast(own))
             bench = _Preset(job, preset, world=world, report=report, folder=folder, say=say)
-            problems += bench.measure()
+            problems += bench.measure(keep)
             dist.barrier()
-        if world.is_main:
-            save(job.rows, report.rows)
     return problems
 
 
@@ -135,20 +138,24 @@ class _Preset:
         self._say = lambda text: say(f"{self._shape}: {text}")
         self._official = _Official()
 
-    def measure(self) -> list[str]:
-        """All figures of the preset; what failed."""
+    def measure(self, keep: Callable[[], None]) -> list[str]:
+        """All figures of the preset, kept after each run; what failed."""
         if self._world.is_main:
             write_data(self._folder, self._size, device=self._job.device)
         dist.barrier()
         problems = [self._try(STEP, OURS, self._measure_official)]
+        _let_go(self._job.device)
         if self._official.peer is not None:
             problems += [self._try(STEP, PLAIN, self._measure_peer)]
         if self._has_peer() and self._job.device == "cuda":
             torch.compiler.reset()  # what was compiled for the peer may hold on to it
+        todo = {} if self._job.is_quick else {EVERY: self._measure_every, MUON: self._measure_muon}
+        keep()
+        for what, work in todo.items():
             _let_go(self._job.device)
-        if not self._job.is_quick:
-            problems += [self._try(EVERY, OURS, self._measure_every)]
-            problems += [self._try(MUON, OURS, self._measure_muon)]
+            problems += [self._try(what, OURS, work)]
+            keep()
+        _let_go(self._job.device)
         return [f"{self._shape}, {problem}" for problem in problems if problem]
 
     def _try(self, what: str, name: str, work: Callable[[], None]) -> str:
@@ -160,9 +167,9 @@ class _Preset:
             if self._world.size > 1:  # the other ranks wait for this one
                 raise
             problem = reason(error)
-        _let_go(self._job.device)
         if not problem:
             return ""
+        _let_go(self._job.device)
         self._say(f"{what}, {name}: {problem}")
         self._report.note(name, what=what, shape=self._shape, note=problem)
         return f"{what}: {problem}" if name == OURS else ""

@@ -89,6 +89,12 @@ def test_transport_is_measured_on_two_processes_and_compared(tmp_path: Path):
     assert bench("show", str(rows), "--compare", str(old)).stdout in done.stdout
 
 
+def test_bench_needs_none_of_what_a_bare_machine_lacks():
+    absent = ("textual", "duckdb", "datasets", "pynvml", "typer", "rich")
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import bench.__main__"
+    subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT, check=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
