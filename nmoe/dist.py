@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
@@ -60,6 +61,12 @@ def own_device(world: World, device: Device) -> torch.device:
         return torch.device("cpu")
     torch.cuda.set_device(world.rank)
     return torch.device("cuda", world.rank)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array on this rank's device; the host does not wait for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def shutdown() -> None:
