@@ -89,6 +89,33 @@ def all_reduce(tensor: Tensor, op: Op = "sum") -> Tensor:
     return tensor
 
 
+def num_ranks() -> int:
+    """How many ranks there are."""
+    return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
+
+
+def own_share(tensor: Tensor) -> Tensor:
+    """This rank's of as many equal parts of a 1-D tensor as there are ranks; a view."""
+    rank = torch_dist.get_rank() if torch_dist.is_initialized() else 0
+    return tensor.chunk(num_ranks())[rank]
+
+
+def reduce_scatter(tensor: Tensor) -> Tensor:
+    """This rank's share of the sum of 1-D tensors over ranks; the tensor itself for one rank."""
+    if not torch_dist.is_initialized():
+        return tensor
+    share = torch.empty_like(own_share(tensor))
+    torch_dist.reduce_scatter_tensor(share, tensor)
+    return share
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """Take every other rank's share of a 1-D tensor over from it, in place, and return it."""
+    if torch_dist.is_initialized():
+        torch_dist.all_gather_into_tensor(tensor, own_share(tensor))
+    return tensor
+
+
 def broadcast(value: Any) -> Any:
     """Rank 0's picklable value on every rank."""
     box = [value]

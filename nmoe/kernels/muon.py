@@ -9,8 +9,8 @@ Tall matrices stay as they lie: x (x^T x) is (x x^T) x transposed. Of P(x x^T) x
 a on its diagonal, so that no product has to add x. bf16 moves singular values by some 2^-8; the
 iteration itself leaves them anywhere in 0.7..1.2.
 
-For matrices [r, c], r <= c: ITERATIONS (4 r^2 c + 2 r^3) FLOPs each; memory of a stack: 4 bytes an
-element, 8 for square matrices. Momentum and update move 26 bytes an element.
+For matrices [r, c], r <= c: ITERATIONS (4 r^2 c + 2 r^3) FLOPs each; a stack and what goes with it
+take 4 + 4 r / c bytes an element. Momentum and update move 26 bytes an element.
 """
 
 from collections.abc import Iterator, Sequence

@@ -17,10 +17,11 @@ from nmoe.optim.rule import AdamW, Muon, Rule, State
 
 
 class Optimizer:
-    """AdamW, and Muon for matrices when asked; dense state is replicated, expert state is local.
+    """AdamW, and Muon for matrices when asked, for the weights that this rank has.
 
     `reference` is torch's AdamW, parameter by parameter. `triton` moves the parameters of dense and
-    router groups into one buffer a group, and compiles its kernels by an update that moves nothing.
+    router groups into one buffer a group, of which each rank updates a share, or all where Muon
+    needs whole matrices; it compiles its kernels by an update that moves nothing.
     """
 
     def __init__(self, config: Optim, groups: Sequence[Group], *, impl: Impl) -> None:
@@ -28,7 +29,9 @@ class Optimizer:
         self._impl: Impl = impl
         is_flat = impl == "triton"
         self._parts: Sequence[Part] = [
-            Flat(group) if is_flat and group.name != "expert" else Separate(group)
+            Flat(group, is_sharded=not uses_muon(config, group))
+            if is_flat and group.name != "expert"
+            else Separate(group)
             for group in groups
         ]
         self._rules = _rules(config, self._parts, impl=impl)
@@ -45,18 +48,14 @@ class Optimizer:
         """
         for part in self._parts:
             part.take_gradients()
-        dense = [part for part in self._parts if part.group.name != "expert"]
-        expert = [part for part in self._parts if part.group.name == "expert"]
         if self._impl == "reference":
-            _all_reduce_together([p for part in dense for p in part.group.parameters])
-        else:
-            for part in dense:
-                for gradient in part.gradients():
-                    dist.all_reduce(gradient)
-        squares = self._sum_squares(dense)
-        if expert:
-            squares = squares + dist.all_reduce(self._sum_squares(expert))
-        return squares.sqrt()
+            dense = [part.group for part in self._parts if part.group.name != "expert"]
+            _all_reduce_together([p for group in dense for p in group.parameters])
+        same, own = ([p for p in self._parts if p.is_own == is_own] for is_own in (False, True))
+        squares = [self._sum_squares(same)] if same else []
+        if own:
+            squares.append(dist.all_reduce(self._sum_squares(own)))
+        return torch.stack(squares).sum().sqrt()
 
     def step(self, *, scale: float, norm: Tensor) -> None:
         """Clip if asked, set the learning rates to `scale` times their peaks, update, clear.
@@ -82,31 +81,32 @@ class Optimizer:
             part.finish()
 
     def state(self, *, is_expert: bool) -> list[State]:
-        """State of the expert parameters, or of all the others, in the order of the groups."""
+        """State of the expert parameters, or of all the others, in the order of the groups.
+
+        All ranks call it together: of the others each may hold a share.
+        """
         count = self._now[1].float()
-        return [
-            ({"step": count} if "exp_avg" in state else {}) | state
-            for state in self._states(is_expert=is_expert)
-        ]
+        states = [s for rule, part in self._owned(is_expert=is_expert) for s in rule.state(part)]
+        return [({"step": count} if "exp_avg" in state else {}) | state for state in states]
 
     @torch.no_grad()
     def load_state(self, states: Sequence[State], *, is_expert: bool) -> None:
         """Restore what `state` returned."""
-        for own, loaded in zip(self._states(is_expert=is_expert), states, strict=True):
-            for name, tensor in own.items():
-                tensor.copy_(loaded[name])
-            if "step" in loaded:
-                self._now[1].copy_(loaded["step"])
+        rest = iter(states)
+        for rule, part in self._owned(is_expert=is_expert):
+            loaded = [next(rest) for _ in part.group.parameters]
+            rule.load(part, loaded)
+            for state in loaded:
+                if "step" in state:
+                    self._now[1].copy_(state["step"])
 
-    def _states(self, *, is_expert: bool) -> list[State]:
-        states: dict[nn.Parameter, State] = {}
-        for rule in self._rules:
-            states |= rule.states()
+    def _owned(self, *, is_expert: bool) -> list[tuple[Rule, Part]]:
         return [
-            states[parameter]
+            (rule, part)
             for part in self._parts
             if (part.group.name == "expert") == is_expert
-            for parameter in part.group.parameters
+            for rule in self._rules
+            if any(each is part for each in rule.parts)
         ]
 
     def _sum_squares(self, parts: Sequence[Part]) -> Tensor:

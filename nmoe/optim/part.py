@@ -1,10 +1,12 @@
 """A parameter group as it is updated: in which tensors, with which gradients and bf16 copies."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from nmoe import dist
 from nmoe.model import Group
 
 ALIGN = 128  # elements: every parameter starts at 512 bytes, as if it were allocated by itself
@@ -16,6 +18,7 @@ class Part(Protocol):
     group: Group
     values: list[Tensor]
     copies: list[Tensor | None]  # of each parameter: to be rounded while it is updated
+    is_own: bool  # whether this rank's values are no other rank's
 
     def take_gradients(self) -> None:
         """Own the gradients of the last backward; a parameter without one has zeros."""
@@ -26,21 +29,30 @@ class Part(Protocol):
         ...
 
     def views(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Each parameter's part of tensors that are laid out like `values`."""
+        """Each parameter's part of tensors that are laid out like `values`, if these are whole."""
+        ...
+
+    def collect(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Each parameter's part of tensors that are laid out like `values`, from all ranks."""
+        ...
+
+    def restore(self, tensors: list[Tensor], collected: Sequence[Tensor]) -> None:
+        """Write into tensors what `collect` returned."""
         ...
 
     def finish(self) -> None:
-        """After the update: let go of gradients, round the copies that are not in `copies`."""
+        """After the update: let go of gradients, make parameters and their copies whole."""
         ...
 
 
 class Separate:
-    """Every parameter by itself."""
+    """Every parameter by itself; its gradients are summed over ranks elsewhere."""
 
     def __init__(self, group: Group) -> None:
         self.group = group
         self.values: list[Tensor] = list(group.parameters)
         self.copies: list[Tensor | None] = list(group.copies) or [None] * len(self.values)
+        self.is_own = group.name == "expert"
 
     def take_gradients(self) -> None:
         for parameter in self.group.parameters:
@@ -53,6 +65,13 @@ class Separate:
     def views(self, tensors: list[Tensor]) -> list[Tensor]:
         return tensors
 
+    def collect(self, tensors: list[Tensor]) -> list[Tensor]:
+        return tensors
+
+    def restore(self, tensors: list[Tensor], collected: Sequence[Tensor]) -> None:
+        for tensor, source in zip(tensors, collected, strict=True):
+            tensor.copy_(source)
+
     def finish(self) -> None:
         for parameter in self.group.parameters:
             parameter.grad = None
@@ -61,21 +80,25 @@ class Separate:
 class Flat:
     """All parameters end to end in one buffer, of which they become views; so are gradients.
 
-    One launch reaches many small parameters, one reduction sums their gradients over ranks. What
-    lies between two parameters is zero and stays so.
+    One launch reaches many small parameters, one reduction sums their gradients over ranks. With
+    `is_sharded` every rank updates its share of the buffer and has state for no more; the others
+    give it theirs. What lies between two parameters is zero and stays so.
     """
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, *, is_sharded: bool) -> None:
         self.group = group
+        self.is_own = is_sharded
         self._starts, total = [], 0
         for parameter in group.parameters:
             self._starts.append(total)
-            total += -(-parameter.numel() // ALIGN) * ALIGN
-        values = torch.zeros(total, device=group.parameters[0].device)
-        self._gradients = torch.zeros_like(values)
-        self.values: list[Tensor] = [values]
+            total += _round_up(parameter.numel(), ALIGN)
+        length = _round_up(total, ALIGN * dist.num_ranks())
+        self._whole = torch.zeros(length, device=group.parameters[0].device)
+        self._gradients = torch.zeros_like(self._whole)
+        self.values: list[Tensor] = [self._share(self._whole)]
         self.copies: list[Tensor | None] = [None] * len(group.parameters)
-        for parameter, view in zip(group.parameters, self.views(self.values), strict=True):
+        self._summed = self._share(self._gradients)
+        for parameter, view in zip(group.parameters, self.views([self._whole]), strict=True):
             parameter.data = view.copy_(parameter.detach())
 
     def take_gradients(self) -> None:
@@ -87,9 +110,11 @@ class Flat:
         _copy_all(pairs)
         for parameter in self.group.parameters:
             parameter.grad = None
+        reduce = dist.reduce_scatter if self.is_own else dist.all_reduce
+        self._summed = reduce(self._gradients)
 
     def gradients(self) -> list[Tensor]:
-        return [self._gradients]
+        return [self._summed]
 
     def views(self, tensors: list[Tensor]) -> list[Tensor]:
         (flat,) = tensors
@@ -98,10 +123,35 @@ class Flat:
             for start, parameter in zip(self._starts, self.group.parameters, strict=True)
         ]
 
+    def collect(self, tensors: list[Tensor]) -> list[Tensor]:
+        (share,) = tensors
+        if not self.is_own or len(share) == len(self._whole):
+            return self.views(tensors)
+        whole = torch.empty_like(self._whole)
+        self._share(whole).copy_(share)
+        return self.views([dist.all_gather(whole)])
+
+    def restore(self, tensors: list[Tensor], collected: Sequence[Tensor]) -> None:
+        (share,) = tensors
+        whole = torch.zeros_like(self._whole)
+        for view, source in zip(self.views([whole]), collected, strict=True):
+            view.copy_(source)
+        share.copy_(self._share(whole))
+
     def finish(self) -> None:
+        if self.is_own:
+            dist.all_gather(self._whole)
         if self.group.copies:
-            pairs = zip(self.group.copies, self.views(self.values), strict=True)
+            pairs = zip(self.group.copies, self.views([self._whole]), strict=True)
             _copy_all([(copy, value) for copy, value in pairs if copy is not None])
+
+    def _share(self, whole: Tensor) -> Tensor:
+        """What this rank updates of a tensor that is laid out like the buffer."""
+        return dist.own_share(whole) if self.is_own else whole
+
+
+def _round_up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
 
 
 def _copy_all(pairs: list[tuple[Tensor, Tensor]]) -> None:

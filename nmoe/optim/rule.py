@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nmoe import ops
 from nmoe.config import Impl, Optim
@@ -26,8 +26,12 @@ class Rule(Protocol):
         """Update every parameter; a rehearsal takes its state, which is zero, for gradients."""
         ...
 
-    def states(self) -> dict[nn.Parameter, State]:
-        """Each parameter's state by name; the tensors are the state, not copies of it."""
+    def state(self, part: Part) -> list[State]:
+        """State by name of each parameter of a part, collected from all ranks."""
+        ...
+
+    def load(self, part: Part, states: Sequence[State]) -> None:
+        """Take over what `state` returned."""
         ...
 
 
@@ -60,13 +64,13 @@ class AdamW:
             impl=self._impl,
         )
 
-    def states(self) -> dict[nn.Parameter, State]:
-        (part,) = self.parts
-        moments = part.views(self._exp_avgs), part.views(self._exp_avg_sqs)
-        return {
-            parameter: {"exp_avg": first, "exp_avg_sq": second}
-            for parameter, first, second in zip(part.group.parameters, *moments, strict=True)
-        }
+    def state(self, part: Part) -> list[State]:
+        moments = zip(part.collect(self._exp_avgs), part.collect(self._exp_avg_sqs), strict=True)
+        return [{"exp_avg": first, "exp_avg_sq": second} for first, second in moments]
+
+    def load(self, part: Part, states: Sequence[State]) -> None:
+        part.restore(self._exp_avgs, [state["exp_avg"] for state in states])
+        part.restore(self._exp_avg_sqs, [state["exp_avg_sq"] for state in states])
 
 
 class Muon:
@@ -96,10 +100,14 @@ class Muon:
             impl=self._impl,
         )
 
-    def states(self) -> dict[nn.Parameter, State]:
-        parameters = (parameter for part in self.parts for parameter in part.group.parameters)
-        momenta = self._views(self._momenta)
-        return {each: {"momentum": m} for each, m in zip(parameters, momenta, strict=True)}
+    def state(self, part: Part) -> list[State]:
+        return [{"momentum": each} for each in part.collect(self._momenta[self._index(part)])]
+
+    def load(self, part: Part, states: Sequence[State]) -> None:
+        part.restore(self._momenta[self._index(part)], [state["momentum"] for state in states])
+
+    def _index(self, part: Part) -> int:
+        return next(index for index, each in enumerate(self.parts) if each is part)
 
     def _views(self, tensors: Sequence[list[Tensor]]) -> list[Tensor]:
         """Tensors of all parts as one list, one a parameter."""

@@ -42,11 +42,10 @@ def step(
     update, lists: Lists, *, count: int, lr: float = 1e-2, scale: float = 1.0, factor: float = 1.0,
     betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.1,
 ) -> None:  # fmt: skip
-    now = torch.tensor([scale, count, factor], dtype=torch.float64)
-    update(
-        *lists, now=now.to(lists.parameters[0].device), lr=lr, betas=betas, eps=1e-8,
-        weight_decay=weight_decay,
-    )  # fmt: skip
+    device = lists.parameters[0].device
+    now = torch.tensor([scale, count, factor], dtype=torch.float64).to(device)
+    with no_host_waits(device if update is adamw else torch.device("cpu")):
+        update(*lists, now=now, lr=lr, betas=betas, eps=1e-8, weight_decay=weight_decay)
 
 
 def oracle(
@@ -78,7 +77,7 @@ def test_adamw_is_as_exact_as_torch_over_many_steps(device: torch.device) -> Non
         for lists, update in ((ours, adamw), (theirs, reference.adamw)):
             for gradient, new in zip(lists.gradients, drawn, strict=True):
                 gradient.copy_(new)
-            with poisoned(), no_host_waits(device if update is adamw else torch.device("cpu")):
+            with poisoned():
                 step(update, lists, count=count, scale=scale, factor=0.25)
     for index, start in enumerate(first):
         exact = oracle(

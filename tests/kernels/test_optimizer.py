@@ -1,19 +1,28 @@
 """The whole optimizer on kernels beside the reference: same steps, same state, no host waits."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+import triton
+from torch import Tensor
 
 from nmoe.config import Impl, Optim, read_config
 from nmoe.model import Group
 from nmoe.optim import Optimizer
 from tests import tiny
 from tests.kernels.cases import error, no_host_waits
+from tests.kernels.optimizer_cases import (
+    draw_gradients,
+    make_groups,
+    set_gradients,
+    train_as_rank,
+    weights,
+)
+from tests.rdep.ranks import Ranks
 
 MATRICES = ["adamw", "muon"]
 
@@ -23,54 +32,18 @@ def optim(request: pytest.FixtureRequest, tmp_path: Path) -> Optim:
     return replace(read_config(tiny.write_config(tmp_path)).optim, matrices=request.param)
 
 
-def make_groups(device: torch.device, *, has_copies: bool = True) -> list[Group]:
-    """A small model's parameters: sizes that are no multiples of anything, packed experts."""
-    generator = torch.Generator().manual_seed(0)
-
-    def parameters(*shapes: tuple[int, ...]) -> dict[str, tuple]:
-        drawn = (torch.randn(shape, generator=generator).to(device) for shape in shapes)
-        own = tuple(nn.Parameter(each) for each in drawn)
-        copies = tuple(torch.empty_like(each, dtype=torch.bfloat16) for each in own)
-        return {"parameters": own, "copies": copies if has_copies else ()}
-
-    return [
-        Group(name="dense", kind="table", **parameters((12, 8), (257, 3))),
-        Group(name="dense", kind="matrix", **parameters((32, 16), (16, 32), (24, 24))),
-        Group(name="dense", kind="vector", **parameters((8,), (1,))),
-        Group(name="router", kind="matrix", **parameters((4, 8))),
-        Group(
-            name="expert",
-            kind="matrix",
-            packed=(True, False),
-            **parameters((3, 16, 64), (3, 32, 16)),
-        ),
-    ]
-
-
-def fill_gradients(groups: Sequence[Group], *, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for group in groups:
-        for parameter in group.parameters:
-            gradient = torch.randn(parameter.shape, generator=generator)
-            parameter.grad = gradient.to(parameter.device)
-
-
 def train(
     optimizer: Optimizer, groups: Sequence[Group], steps: Sequence[int], device: torch.device
 ) -> list[float]:
     """Norms of the steps' gradients."""
     norms: list[Tensor] = []
     for number in steps:
-        fill_gradients(groups, seed=number)
+        set_gradients(groups, draw_gradients(groups, seed=number))
         with no_host_waits(device):
             norm = optimizer.reduce_gradients()
             optimizer.step(scale=1 / number, norm=norm)
         norms.append(norm)
     return [norm.item() for norm in norms]
-
-
-def weights(groups: Sequence[Group]) -> list[Tensor]:
-    return [parameter.detach().clone() for group in groups for parameter in group.parameters]
 
 
 def assert_rounded(groups: Sequence[Group]) -> None:
@@ -170,7 +143,7 @@ def test_optimizer_takes_a_missing_gradient_for_zero(optim: Optim, device: torch
         groups = make_groups(device)
         optimizer = Optimizer(optim, groups, impl="triton")
         train(optimizer, groups, [1], device)
-        fill_gradients(groups, seed=2)
+        set_gradients(groups, draw_gradients(groups, seed=2))
         for group in groups:
             last = group.parameters[-1]
             last.grad = None if is_missing else torch.zeros_like(last)
@@ -198,18 +171,57 @@ def test_optimizer_update_can_be_replayed_as_a_graph(optim: Optim) -> None:
     train(Optimizer(optim, plain, impl="triton"), plain, [1, 2, 3], device)
     optimizer = Optimizer(optim, replayed, impl="triton")
     train(optimizer, replayed, [1], device)
-    fill_gradients(replayed, seed=2)
-    static = [[p.grad for p in group.parameters] for group in replayed]
+    static = draw_gradients(replayed, seed=2)
+    set_gradients(replayed, static)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         optimizer.update(optimizer.reduce_gradients())
     for number in (2, 3):
-        fill_gradients(replayed, seed=number)
-        for group, gradients in zip(replayed, static, strict=True):
-            for parameter, gradient in zip(group.parameters, gradients, strict=True):
-                assert gradient is not None
-                gradient.copy_(parameter.grad)
+        for own, drawn in zip(static, draw_gradients(replayed, seed=number), strict=True):
+            torch._foreach_copy_(own, drawn)
         optimizer.set_scale(1 / number)
         graph.replay()
     for one, other in zip(weights(plain), weights(replayed), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Callable[[int], Ranks]]:
+    worlds: dict[int, Ranks] = {}
+
+    def world(size: int) -> Ranks:
+        if size not in worlds:
+            worlds[size] = Ranks(size)
+        return worlds[size]
+
+    yield world
+    for each in worlds.values():
+        each.close()
+
+
+@pytest.mark.skipif(
+    not triton.knobs.runtime.interpret, reason="ranks on CPUs interpret kernels, here are GPUs"
+)
+@pytest.mark.parametrize(("world", "clip"), [(2, 0.0), (3, 0.5)])
+def test_ranks_with_shares_of_the_state_train_as_one_rank_does(
+    optim: Optim, world: int, clip: float, ranks: Callable[[int], Ranks]
+) -> None:
+    optim = replace(optim, clip=clip)
+    want = train_as_rank(0, 1, optim, 4, world)
+    # two gradients have one sum; of three, and of the norm that clips, the order shows
+    tolerance = {"atol": 0.0, "rtol": 0.0}
+    if world > 2:
+        tolerance = {"atol": 2e-3 if optim.matrices == "muon" else 1e-6, "rtol": 1e-5}
+    for got in ranks(world).run(train_as_rank, optim, 4, world):
+        assert not isinstance(got, Exception), got
+        assert got["share"] == pytest.approx(want["share"] / world, abs=128)
+        assert got["norms"] == pytest.approx(want["norms"], rel=1e-6)
+        # the one rank has everybody's experts at the end
+        for each, right in zip(got["weights"], want["weights"], strict=False):
+            torch.testing.assert_close(each, right, **tolerance)
+        for each, right in zip(got["copies"], got["weights"], strict=True):
+            assert torch.equal(each, right.bfloat16())
+        for each, right in zip(got["state"], want["state"], strict=True):
+            assert each.keys() == right.keys()
+            for name in each:
+                torch.testing.assert_close(each[name], right[name], **tolerance)
