@@ -71,12 +71,12 @@ class Breakdown:
 def breakdown(trace: Mapping[str, Any]) -> Breakdown:
     """The work launched inside the region STEP; ValueError when there is none."""
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
-    step = next((e for e in events if e["name"] == STEP and e["cat"] == "user_annotation"), None)
+    step = next((e for e in events if e["name"] == STEP and e.get("cat") == "user_annotation"), None)
     if step is None:
         raise ValueError(f"the trace has no region {STEP!r}: the profiler did not see the step.")
     host = Host(events, step)
     begin, end = step["ts"], step["ts"] + step["dur"]
-    work = sorted((e for e in events if e["cat"] in ON_DEVICE), key=lambda event: event["ts"])
+    work = sorted((e for e in events if e.get("cat") in ON_DEVICE), key=lambda event: event["ts"])
     if not work:
         found = Breakdown(wall_us=end - begin)
         for span in host.within(begin, end):
@@ -105,10 +105,10 @@ class Host:
         self._made: list[tuple[int, Span]] = []
         by_thread: dict[Any, list[Event]] = {}
         for event in events:
-            if event["cat"] in ("cpu_op", "user_annotation"):
+            if event.get("cat") in ("cpu_op", "user_annotation"):
                 by_thread.setdefault(event["tid"], []).append(event)
-            elif event["cat"] in ("cuda_runtime", "cuda_driver"):
-                self._launches.setdefault(event["args"].get("correlation", -1), event)
+            elif event.get("cat") in ("cuda_runtime", "cuda_driver"):
+                self._launches.setdefault(event.get("args", {}).get("correlation", -1), event)
         for thread, ops in by_thread.items():
             spans = self._nested(ops)
             self._threads[thread] = [span.start for span in spans], spans
@@ -177,7 +177,7 @@ class Host:
                 start=event["ts"],
                 end=event["ts"] + event["dur"],
                 own_us=event["dur"],
-                is_op=event["cat"] == "cpu_op",
+                is_op=event.get("cat") == "cpu_op",
                 sequence=args.get("Sequence number"),
                 is_backward=bool(args.get("Fwd thread id")),
                 parent=open_span,

@@ -247,12 +247,8 @@ def _copy(weight: Tensor) -> nn.Parameter:
 
 
 def _expert_weights(experts: Experts) -> tuple[Tensor, Tensor]:
-    """fp32 (W1 beside W3, W2), whether nmoe keeps the two apart or packed."""
-    weights = dict(experts.named_parameters())
-    if "w13_eDG" in weights:
-        w1, w3 = unpack(weights["w13_eDG"].detach(), activation=experts.activation)
-    else:
-        w1, w3 = weights["w1_eDF"].detach(), weights["w3_eDF"].detach()
+    """fp32 (W1 beside W3, W2)."""
+    w1, w3 = unpack(experts.w13_eDG.detach(), activation=experts.activation)
     if w3 is None:
         raise NotImplementedError(f"{experts.activation} experts have no peer in plain torch.")
-    return torch.cat((w1, w3), dim=-1).float(), weights["w2_eFD"].detach().float().clone()
+    return torch.cat((w1, w3), dim=-1).float(), experts.w2_eFD.detach().float().clone()

@@ -71,7 +71,7 @@ def regions(run: Run) -> Iterator[None]:
         _wrap(stack, model, "nats", "head")
         for name, part in _CARRIED.items():
             _wrap(stack, run.transport, name, part)
-        for name in ("reduce_gradients", "step"):
+        for name in ("reduce_gradients", "step", "update"):
             _wrap(stack, run.optimizer, name, OPTIMIZER)
         for _, layer in model.moe_layers():
             _wrap(stack, layer.router, "update_bias", "router")

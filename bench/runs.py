@@ -190,3 +190,5 @@ def draw_weights(model: Transformer, *, seed: int) -> None:
         parameter.normal_(
             std=1.0 if name == "embedding.weight" else fan_in**-0.5, generator=generator
         )
+    for _, layer in model.moe_layers():
+        layer.experts.refresh()

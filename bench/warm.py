@@ -6,7 +6,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from bench.problem import Source
 from bench.shapes import ACTIVATION, Shape
 from bench.timing import FAILURES, reason
 from nmoe import ops
-from nmoe.expert_layout import capacity
+from nmoe.expert_layout import Rows, capacity
 from nmoe.reference import sort as reference_sort
 
 FEW_TOKENS, FEW_EXPERTS = 256, 8
@@ -135,14 +135,27 @@ def _down_grad(few: _Few) -> None:
     ops.gate_grads(dgate, few.rows.row_NK, impl="triton")
 
 
-def _dw2(few: _Few, dtype: torch.dtype) -> None:
-    out = torch.empty_like(few.weights.w2_EFD, dtype=dtype)
-    ops.weight_grad(few.a, few.inputs.dy_TD, few.rows, out, gathered="right", impl="triton")
+def _dw2(few: _Few, dtype: torch.dtype, *, adds: bool = False) -> None:
+    out = torch.zeros_like(few.weights.w2_EFD, dtype=dtype)
+    _weight_grad(few.a, few.inputs.dy_TD, few.rows, out, gathered="right", adds=adds)
 
 
-def _dw13(few: _Few, dtype: torch.dtype) -> None:
-    out = torch.empty_like(few.weights.w13_EDG, dtype=dtype)
-    ops.weight_grad(few.inputs.x_TD, few.h, few.rows, out, gathered="left", impl="triton")
+def _dw13(few: _Few, dtype: torch.dtype, *, adds: bool = False) -> None:
+    out = torch.zeros_like(few.weights.w13_EDG, dtype=dtype)
+    _weight_grad(few.inputs.x_TD, few.h, few.rows, out, gathered="left", adds=adds)
+
+
+def _weight_grad(
+    left: Tensor,
+    right: Tensor,
+    rows: Rows,
+    out: Tensor,
+    *,
+    gathered: Literal["left", "right"],
+    adds: bool,
+) -> None:
+    add = torch.ones(1, dtype=torch.int32, device=out.device) if adds else None
+    ops.weight_grad(left, right, rows, out, gathered=gathered, accumulate=add, impl="triton")
 
 
 _OPS: dict[str, Callable[[_Few], Any]] = {
@@ -159,4 +172,6 @@ _OPS: dict[str, Callable[[_Few], Any]] = {
 _FP32_OPS: dict[str, Callable[[_Few], Any]] = {
     "dw2 in fp32": lambda few: _dw2(few, torch.float32),
     "dw13 in fp32": lambda few: _dw13(few, torch.float32),
+    "dw2 added in fp32": lambda few: _dw2(few, torch.float32, adds=True),
+    "dw13 added in fp32": lambda few: _dw13(few, torch.float32, adds=True),
 }

@@ -151,6 +151,13 @@ def test_plain_trainer_finds_the_loss_and_norm_of_every_preset(open_run, preset:
     assert max(peer.errors.values()) < 1e-5
 
 
+def test_plain_trainer_finds_them_in_bf16_too(open_run):
+    run = open_run("super", "train.dtype=bf16")
+    peer = peer_of(run)
+    peer.check()
+    assert 0 < max(peer.errors.values()) < LIMIT
+
+
 def test_plain_trainer_goes_on_as_the_run_does(open_run):
     """After an update of its own, bias of the routers included, it finds the next loss, too."""
     run = open_run("super", "experts.bias_rate=0.05", "schedule.warmup_steps=1")
