@@ -71,7 +71,8 @@ class Breakdown:
 def breakdown(trace: Mapping[str, Any]) -> Breakdown:
     """The work launched inside the region STEP; ValueError when there is none."""
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
-    step = next((e for e in events if e["name"] == STEP and e.get("cat") == "user_annotation"), None)
+    named = (event for event in events if event["name"] == STEP)
+    step = next((event for event in named if event.get("cat") == "user_annotation"), None)
     if step is None:
         raise ValueError(f"the trace has no region {STEP!r}: the profiler did not see the step.")
     host = Host(events, step)
