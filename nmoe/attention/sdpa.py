@@ -33,6 +33,7 @@ class SdpaAttention(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         batch, seq, dim = x_BSD.shape
+        # one pass for norms and rotation, so the norms only lend their weights
         q_BHSN, k_BHSN, v_BHSN = ops.rotary_norm(
             self.qkv(x_BSD).view(batch, seq, 3, self.num_heads, dim // self.num_heads),
             None if self.q_norm is None else self.q_norm.weight,

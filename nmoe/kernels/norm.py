@@ -47,8 +47,11 @@ def add_rms_norm(
         *delta,
         ("weight", weight_D, (dim,), FP32),
     )
-    if dim % 8 or not 0 < dim <= MAX_DIM:
-        raise ValueError(f"add_rms_norm: got D = {dim}, expected a multiple of 8 up to {MAX_DIM}.")
+    if dim % 8 or not 0 < dim <= MAX_DIM or eps <= 0:
+        raise ValueError(
+            f"add_rms_norm: got D = {dim} and eps = {eps}, expected a multiple of 8 up to {MAX_DIM}"
+            " and more than 0."
+        )
     return _AddNorm.apply(x_TD, delta_TD, weight_D, eps)
 
 

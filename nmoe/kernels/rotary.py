@@ -51,8 +51,11 @@ def rotary_norm(
         ("cos", cos_SM, (seq, size // 2), FP32),
         ("sin", sin_SM, (seq, size // 2), FP32),
     )
-    if size not in (16, 32, 64, 128, 256):
-        raise ValueError(f"rotary_norm: got N = {size}, expected a power of two from 16 to 256.")
+    if size not in (16, 32, 64, 128, 256) or eps <= 0:
+        raise ValueError(
+            f"rotary_norm: got N = {size} and eps = {eps}, expected a power of two from 16 to 256"
+            " and more than 0."
+        )
     qkv = _RotaryNorm.apply(qkv_BSPHN, q_weight_N, k_weight_N, cos_SM, sin_SM, eps)
     q_BHSN, k_BHSN, v_BHSN = (each_BSHN.transpose(1, 2) for each_BSHN in qkv)
     return q_BHSN, k_BHSN, v_BHSN
@@ -73,7 +76,7 @@ class _RotaryNorm(torch.autograd.Function):
         q_BSHN, k_BSHN = (qkv_BSPHN.new_empty(batch, seq, heads, size) for _ in range(2))
         tokens = 2 * BYTES // (size * qkv_BSPHN.element_size())
         programs = triton.cdiv(batch * seq, tokens)
-        if programs and heads:
+        if programs:
             _rotary_norm[(programs, 2)](
                 qkv_BSPHN, q_weight_N, k_weight_N, cos_SM, sin_SM, q_BSHN, k_BSHN, batch * seq, seq,
                 eps, heads, size // 2, tokens, STAGES, num_warps=WARPS,
@@ -93,7 +96,7 @@ class _RotaryNorm(torch.autograd.Function):
         programs = triton.cdiv(batch * seq, tokens)
         dqkv_BSPHN = torch.empty_like(qkv_BSPHN)
         dweight_GPN = cos_SM.new_empty(programs if ctx.has_norm else 0, 2, size)
-        if programs and heads:
+        if programs:
             _rotary_norm_grad[(programs, 3)](
                 *grads, qkv_BSPHN, q_weight_N, k_weight_N, cos_SM, sin_SM, dqkv_BSPHN, dweight_GPN,
                 *(stride for grad in grads for stride in grad.stride()[:3]), batch * seq, seq,

@@ -177,9 +177,13 @@ def test_no_tokens_have_no_norm_and_no_gradients(has_delta: bool, device: torch.
         ({"delta_TD": torch.zeros(1, 64).bfloat16()}, r"got delta bfloat16 \[1, 64\]"),
         ({"weight_D": torch.zeros(64).bfloat16()}, "got weight bfloat16"),
         ({"weight_D": torch.zeros(63)}, r"got weight float32 \[63\]"),
-        ({"x_TD": torch.zeros(4, 60), "weight_D": torch.zeros(60)}, "got D = 60, expected a mult"),
+        (
+            {"x_TD": torch.zeros(4, 60), "weight_D": torch.zeros(60)},
+            "got D = 60 .* a multiple of 8 up to 8192",
+        ),
         ({"x_TD": torch.zeros(1, 8200), "weight_D": torch.zeros(8200)}, "got D = 8200"),
         ({"x_TD": torch.zeros(1, 0), "weight_D": torch.zeros(0)}, "got D = 0"),
+        ({"eps": 0.0}, "got D = 64 and eps = 0.0, expected .* more than 0"),
     ],
 )
 def test_norm_refuses_what_it_would_read_wrongly(
@@ -189,7 +193,8 @@ def test_norm_refuses_what_it_would_read_wrongly(
         "x_TD": torch.zeros(4, 64).bfloat16(),
         "delta_TD": None if "weight_D" in change else torch.zeros(4, 64).bfloat16(),
         "weight_D": torch.zeros(64),
+        "eps": EPS,
     } | change
     given = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in given.items()}
     with pytest.raises(ValueError, match=message):
-        norm.add_rms_norm(**given, eps=EPS)
+        norm.add_rms_norm(**given)

@@ -221,6 +221,7 @@ def test_no_tokens_have_no_gradients(
         ({"k_weight_N": torch.zeros(32).bfloat16()}, "got k_weight bfloat16"),
         ({"cos_SM": torch.zeros(4, 16)}, r"got cos float32 \[4, 16\]"),
         ({"sin_SM": torch.zeros(5, 16).bfloat16()}, "got sin bfloat16"),
+        ({"eps": 0.0}, "got N = 32 and eps = 0.0, expected .* more than 0"),
         (
             {
                 "qkv_BSPHN": torch.zeros(2, 5, 3, 4, 96),
@@ -229,7 +230,7 @@ def test_no_tokens_have_no_gradients(
                 "cos_SM": torch.zeros(5, 48),
                 "sin_SM": torch.zeros(5, 48),
             },
-            "got N = 96, expected a power of two from 16 to 256",
+            "got N = 96 .* a power of two from 16 to 256",
         ),
     ],
 )
@@ -242,7 +243,8 @@ def test_rotation_refuses_what_it_would_read_wrongly(
         "k_weight_N": torch.zeros(32),
         "cos_SM": torch.zeros(5, 16),
         "sin_SM": torch.zeros(5, 16),
+        "eps": EPS,
     } | change
     given = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in given.items()}
     with pytest.raises(ValueError, match=message):
-        rotary_norm(**given, eps=EPS)
+        rotary_norm(**given)
