@@ -56,7 +56,8 @@ def run(job: Job, *, gpus: int) -> list[str]:
         try:
             _join(context)
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
-            return [f"a rank failed: {reason(error)}"]
+            print(error, file=sys.stderr, flush=True)
+            return [f"a rank failed: {str(error).strip().splitlines()[-1]}"]
         except TimeoutError as error:
             return [str(error)]
         return told.read_text().splitlines()

@@ -117,6 +117,14 @@ def test_two_ranks_measure_the_same_presets(tmp_path: Path):
     assert EVERY not in found
 
 
+def test_rank_that_fails_ends_the_others_and_says_why(job: Job):
+    """The plan of a batch that the ranks cannot share is refused on each of them."""
+    problems = step_ranks.run(replace(job, micro_batch=3, is_quick=True), gpus=2)
+    assert len(problems) == 1
+    assert problems[0].startswith("a rank failed: ")
+    assert "[train] batch_size: got 8" in problems[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
