@@ -28,6 +28,7 @@ bench: install ## what the operations cost; rows of a GPU go to bench/results/
 	./n bench kernels
 	./n bench loss
 	./n bench transport
+	./n bench step
 	$(BIN)/pytest bench/test_prep.py bench/test_reference.py --benchmark-enable
 
 image:

@@ -11,13 +11,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bench.layers import MOST_GROUPS
 from bench.machine import device_name
 from bench.rows import Row, dump, load, regressions, update_summary
+from bench.runs import PRESETS
 from bench.shapes import Shape, shapes_for
+from bench.step import STEPS, Job, check, presets_of
+from bench.step_ranks import run
 from bench.table import show
 from bench.warm import compile_all
 from nmoe.paths import REPO_ROOT
@@ -28,9 +33,9 @@ FILES = {
     "loss": ("test_loss.py",),
     "transport": ("test_transport.py",),
 }
+STEP = "step"
 USAGE_EXIT = 2
 TEST_TIMEOUT_S = 900
-MOST_GROUPS = 1024  # of torch's grouped product
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,16 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows = load(options.file)
             show(rows, regressions(old, rows))
             return 0
+        job = _job(options) if options.noun == STEP else None
         shapes = shapes_for(device_name(), options.shapes)
     except (OSError, ValueError) as error:
         return _refuse(error)
     with tempfile.TemporaryDirectory() as folder:
-        rows_file = Path(folder) / "rows.jsonl"
+        # a step's rows are kept as they come, for whoever ends it early
+        is_kept = job is not None and options.rows is not None
+        rows_file = options.rows if is_kept else Path(folder) / "rows.jsonl"
         with _stdout_to_stderr():
-            code = _measure(options, shapes, rows_file)
+            if job is None:
+                code = _measure(options, shapes, rows_file)
+            else:
+                code = _measure_step(replace(job, rows=rows_file), gpus=options.gpus)
         rows = load(rows_file) if rows_file.exists() else []
         kept = options.rows or _kept_file(options.noun, rows)
-        if rows and kept is not None:
+        if rows and kept is not None and not is_kept:
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(rows_file.read_text())
     if options.json:
@@ -72,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "kernels": "each kernel and the layer, in turn with their peers",
         "loss": "the loss of the head, forward and backward, in turn with torch",
         "transport": "dispatch, return and the layer on two ranks",
+        STEP: "the training step of each preset, by part, in turn with plain torch",
     }
     for noun, text in helps.items():
         verb = nouns.add_parser(noun, help=text, description=text)
@@ -83,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--rows", type=Path, metavar="FILE", help="keep the rows there instead")
         if noun == "loss":  # one shape of its own
             verb.set_defaults(shapes="")
+        elif noun == STEP:
+            _add_step_options(verb)
         else:
             verb.add_argument("--shapes", default="", metavar="A,B", help="only these shapes")
         verb.add_argument("--commit", help="of the code, where git does not know it")
@@ -92,6 +106,56 @@ def _parser() -> argparse.ArgumentParser:
     verb = nouns.add_parser("summary", help="merge files of rows into results/summary.json")
     verb.add_argument("files", type=Path, nargs="+", metavar="FILE")
     return parser
+
+
+def _add_step_options(verb: argparse.ArgumentParser) -> None:
+    verb.set_defaults(shapes="")
+    known = ",".join(PRESETS[:-1])
+    verb.add_argument(
+        "--presets", default=known, metavar="A,B", help=f"some of {', '.join(PRESETS)}; {known}"
+    )
+    verb.add_argument("--steps", type=_positive, default=STEPS, metavar="N", help="timed steps")
+    verb.add_argument(
+        "--micro-batch", type=_positive, metavar="N", help="sequences of a micro-batch on a GPU"
+    )
+    verb.add_argument("--gpus", type=_positive, default=1, metavar="N", help="a process each")
+    verb.add_argument("--no-peer", action="store_true", help="leave plain torch out")
+    verb.add_argument(
+        "--quick", action="store_true", help="the official step and its parts, nothing else"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a positive number")
+    return int(text)
+
+
+def _job(options: argparse.Namespace) -> Job:
+    """What `step` is to measure; ValueError for what it cannot. The file is named later."""
+    job = Job(
+        presets=presets_of(options.presets),
+        device=device_name(),
+        rows=Path(),
+        steps=options.steps,
+        micro_batch=options.micro_batch,
+        has_peer=not options.no_peer,
+        is_quick=options.quick,
+        commit=options.commit,
+    )
+    check(job, gpus=options.gpus)
+    return job
+
+
+def _measure_step(job: Job, *, gpus: int) -> int:
+    """0, or 1 when something failed; the rows are in the file."""
+    job.rows.unlink(missing_ok=True)
+    problems = run(job, gpus=gpus)
+    for problem in problems:
+        print(f"failed: {problem}")
+    if job.rows.exists():
+        update_summary(RESULTS / "summary.json", load(job.rows))
+    return 1 if problems else 0
 
 
 def _measure(options: argparse.Namespace, shapes: Sequence[Shape], rows_file: Path) -> int:

@@ -29,6 +29,7 @@ REPLAY = f"{OURS}, graph replay"
 EAGER, COMPILED = "torch grouped_mm", "torch grouped_mm, compiled"
 GATHERED = "torch grouped_mm, gathered, compiled"
 SONIC, LIGER = "SonicMoE", "Liger"
+MOST_GROUPS = 1024  # of torch's grouped product
 
 Run = Callable[..., Tensor]  # (x, ids, gates, *weights) -> y
 Split = Callable[[tuple[Tensor, ...], int], tuple[Tensor, Tensor, Tensor]]

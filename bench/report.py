@@ -1,10 +1,10 @@
 """From timings to rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.machine import Ceilings, gbps, tflops
-from bench.rows import Machine, Row, worst
+from bench.rows import SHARE, TOKENS, Machine, Row, worst
 from bench.timing import TIMINGS, Contest, median, spread
 
 
@@ -57,13 +57,68 @@ class Report:
             )
         )
 
+    def steps(
+        self,
+        name: str,
+        *,
+        what: str,
+        shape: str,
+        times: Sequence[float],
+        tokens: int,
+        flops: float,
+        errors: Mapping[str, float] | None = None,
+        note: str = "",
+    ) -> None:
+        """Tokens a second of steps of `tokens` tokens and `flops` FLOPs on each GPU."""
+        us = median(times)
+        self.rows.append(
+            Row(
+                what=what,
+                shape=shape,
+                implementation=name,
+                machine=self.machine,
+                us=us,
+                spread_us=spread(times),
+                timings=len(times),
+                rate=1e6 * tokens / us,
+                unit=TOKENS,
+                percent=100 * tflops(flops, us) / self.ceilings.matmul,
+                errors=dict(errors or {}),
+                note=note,
+            )
+        )
+
+    def part(
+        self, name: str, *, part: str, shape: str, us: float, of_us: float, flops: float, note: str
+    ) -> None:
+        """A part of a step: its time, its share of the step, and how near it is to its floor."""
+        floor_us = flops / self.ceilings.matmul / 1e6
+        if flops:
+            note = f"floor {floor_us / 1000:,.2f} ms; {note}"
+        self.rows.append(
+            Row(
+                what=f"part {part}",
+                shape=shape,
+                implementation=name,
+                machine=self.machine,
+                us=us,
+                timings=1,
+                rate=100 * us / of_us,
+                unit=SHARE,
+                percent=100 * floor_us / us if flops and us else None,
+                note=note.removesuffix("; "),
+            )
+        )
+
     def note(self, name: str, *, what: str, shape: str, note: str) -> None:
         """The row of an implementation without figures."""
         self.rows.append(
             Row(what=what, shape=shape, implementation=name, machine=self.machine, note=note)
         )
 
-    def figure(self, name: str, *, what: str, shape: str, value: float, unit: str) -> None:
+    def figure(
+        self, name: str, *, what: str, shape: str, value: float, unit: str, note: str = ""
+    ) -> None:
         """A row of one figure that is no time."""
         self.rows.append(
             Row(
@@ -73,6 +128,7 @@ class Report:
                 machine=self.machine,
                 rate=value,
                 unit=unit,
+                note=note,
             )
         )
 

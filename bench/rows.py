@@ -14,7 +14,7 @@ from nmoe.paths import write_atomic
 
 OURS = "nmoe"
 CPU = "cpu"
-MIN_TIMINGS = 30  # of a row that may enter the summary
+MIN_TIMINGS, MIN_STEPS = 30, 8  # of a row that may enter the summary
 LIMIT = 0.01  # relative L2 of bf16 against fp64 lands between 1e-3 and this
 REGRESSION = 1.03  # slower than this, and by more than both spreads
 
@@ -106,13 +106,14 @@ def save(path: Path, rows: Iterable[Row]) -> None:
 def regressions(old: Iterable[Row], new: Iterable[Row]) -> dict[tuple[Any, ...], float]:
     """How many times slower each row that regressed is, by key.
 
-    A row regressed when it is more than 3 % slower and the difference exceeds both spreads.
+    A row regressed when it is more than 3 % slower and the difference exceeds both spreads. A
+    single timing has no spread and is not judged.
     """
-    before = {row.key: row for row in old if row.us is not None}
+    before = {row.key: row for row in old if row.us is not None and row.timings > 1}
     found = {}
     for row in new:
         past = before.get(row.key)
-        if past is None or past.us is None or row.us is None:
+        if past is None or past.us is None or row.us is None or row.timings < 2:
             continue
         spread = max(past.spread_us or 0.0, row.spread_us or 0.0)
         if row.us > past.us * REGRESSION and row.us - past.us > spread:
@@ -129,6 +130,7 @@ class Metric:
     shape: str
     gpus: int
     unit: str
+    min_timings: int = MIN_TIMINGS
 
     def value(self, row: Row) -> float | None:
         if self.unit == "ms":
@@ -138,12 +140,29 @@ class Metric:
 
 FORWARD, BOTH = "layer forward", "layer forward + backward"
 SYNCS, DISPATCH, LOSS = "layer host syncs", "dispatch", "loss forward + backward"
+STEP, STEP_SYNCS, LOGGING = "step", "step host syncs", "logging and events"
+TOKENS, SHARE = "tok/s", "% of the step"  # of one GPU
 METRICS = (
     Metric(name="s1_fwd_ms_1gpu", what=FORWARD, shape="s1", gpus=1, unit="ms"),
     Metric(name="s1_fwdbwd_ms_1gpu", what=BOTH, shape="s1", gpus=1, unit="ms"),
     Metric(name="s1_fwdbwd_ms_2gpu", what=BOTH, shape="s1", gpus=2, unit="ms"),
     Metric(name="dispatch_gbps_2gpu", what=DISPATCH, shape="s1", gpus=2, unit="GB/s"),
     Metric(name="ce_fwdbwd_ms_1gpu", what=LOSS, shape="head", gpus=1, unit="ms"),
+    *(
+        Metric(
+            name=f"{preset}_tok_s_{name}",
+            what=STEP,
+            shape=preset,
+            gpus=gpus,
+            unit=TOKENS,
+            min_timings=MIN_STEPS,
+        )
+        for preset, gpus, name in (
+            ("super", 1, "1gpu"),
+            ("super", 2, "per_gpu_2gpu"),
+            ("dense", 1, "1gpu"),
+        )
+    ),
     Metric(name="layer_host_syncs", what=SYNCS, shape="s1", gpus=1, unit="syncs"),
 )
 
@@ -151,18 +170,18 @@ METRICS = (
 def summarize(old: Mapping[str, Any], rows: Iterable[Row]) -> dict[str, Any]:
     """The summary with what these rows know better.
 
-    Rows of a CPU, of fewer than 30 timings and those older than the entry change nothing; metrics
-    that no row holds, those of another machine among them, are kept.
+    Rows of a CPU, of too few timings and those older than the entry change nothing; metrics that no
+    row holds, those of another machine among them, are kept.
     """
     summary = dict(old)
     for row in rows:
         machine = row.machine
         if machine.gpu == CPU or row.implementation != OURS:
             continue
-        if row.us is not None and row.timings < MIN_TIMINGS:
-            continue
         for metric in METRICS:
             if (metric.what, metric.shape, metric.gpus) != (row.what, row.shape, machine.gpus):
+                continue
+            if row.us is not None and row.timings < metric.min_timings:
                 continue
             value, entry = metric.value(row), summary.get(metric.name)
             if value is None or (entry and entry["date"] > machine.date):

@@ -9,9 +9,8 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
+from bench.plain_trainer import chunked_nats
 from bench.problem import Distance
 from bench.report import Report
 from bench.rows import LIMIT, LOSS, OURS, right
@@ -21,7 +20,6 @@ from nmoe.flops import padded_vocab
 from nmoe.model import LOSS_CHUNK
 
 EAGER, COMPILED = "torch chunked", "torch chunked, compiled"
-PEER_CHUNK = 16_384
 
 Given = tuple[Tensor, Tensor, Tensor]  # x_TD, weight_VD, targets_T
 Grads = tuple[Tensor, Tensor]
@@ -71,9 +69,10 @@ def test_loss(benchmark, device: str, watch: Stopwatch, report: Report):
         results.clear()
         given[:] = [head.draw(device, generator)]
 
-    entrants: dict[str, Loss] = {OURS: partial(_ours, head, device), EAGER: partial(_plain, head)}
+    plain = partial(chunked_nats, num_real=head.vocab_size)
+    entrants: dict[str, Loss] = {OURS: partial(_ours, head, device), EAGER: plain}
     if device == "cuda":
-        entrants[COMPILED] = torch.compile(partial(_plain, head), dynamic=False)
+        entrants[COMPILED] = torch.compile(plain, dynamic=False)
     contest = Contest(
         prepare=prepare,
         entrants={
@@ -103,22 +102,6 @@ def _ours(head: Head, device: str, x_TD: Tensor, weight_VD: Tensor, targets_T: T
         x_TD, weight_VD, targets_T, chunk=LOSS_CHUNK[impl], num_real=head.vocab_size, impl=impl
     )
     return total
-
-
-def _plain(head: Head, x_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -> Tensor:
-    """Chunks whose logits are computed again in the backward pass."""
-    weight_VD = weight_VD.to(x_TD.dtype)
-    total = torch.zeros((), device=x_TD.device)
-    for x_cD, targets_c in zip(x_TD.split(PEER_CHUNK), targets_T.split(PEER_CHUNK), strict=True):
-        total = total + checkpoint(
-            _chunk, head.vocab_size, x_cD, weight_VD, targets_c, use_reentrant=False
-        )
-    return total
-
-
-def _chunk(num_real: int, x_cD: Tensor, weight_VD: Tensor, targets_c: Tensor) -> Tensor:
-    logits_cV = functional.linear(x_cD, weight_VD)[:, :num_real].float()
-    return functional.cross_entropy(logits_cV, targets_c, reduction="sum")
 
 
 def _timed(

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -61,6 +62,27 @@ class Stopwatch:
             piece()
             ends.append(time.perf_counter())
         return tuple((end - start) * 1e6 for end in ends)
+
+
+def intervals(works: Sequence[Work], *, device: str) -> list[float]:
+    """us of pieces of work that follow one another, each from the end of the last one.
+
+    On a GPU between events of its stream: the host queues ahead and waits only behind the last, as
+    it does in a loop. What a piece makes the host wait for is in its own interval.
+    """
+    if device != "cuda":
+        ends = [time.perf_counter()]
+        for work in works:
+            work()
+            ends.append(time.perf_counter())
+        return [(end - start) * 1e6 for start, end in pairwise(ends)]
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(works) + 1)]
+    marks[0].record()
+    for work, mark in zip(works, marks[1:], strict=True):
+        work()
+        mark.record()
+    marks[-1].synchronize()
+    return [start.elapsed_time(end) * 1000 for start, end in pairwise(marks)]
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,4 @@
-"""The machine: NVML detection, sampling at 1 Hz, the table of peaks; what is unknown is None.
-
-Product names follow NVML's device names; peaks are dense TFLOP/s of NVIDIA's data sheets.
-"""
+"""The machine: NVML detection, sampling at 1 Hz; what is unknown is None."""
 
 import os
 import platform
@@ -17,19 +14,10 @@ from harness.errors import Problem
 from harness.fake_nvml import FakeNvml, read_scenario
 from nmoe.config import Dtype, Hardware
 from nmoe.events import GpuEvent
+from nmoe.flops import product
 
 # Compute capability -> dtype that a run takes when none is named.
 DEFAULT_DTYPE: dict[str, Dtype] = {"9.0": "bf16", "10.0": "fp8"}
-# Dense TFLOP/s: H100 and H200 data sheets (2024), DGX B200 and GB200 data sheets (2025), per GPU.
-PEAK_TFLOPS: dict[str, dict[str, float]] = {
-    "H100": {"bf16": 989.4, "fp8": 1978.9},
-    "H100 PCIe": {"bf16": 756.0, "fp8": 1513.0},
-    "H100 NVL": {"bf16": 835.5, "fp8": 1671.0},
-    "H200": {"bf16": 989.4, "fp8": 1978.9},
-    "H200 NVL": {"bf16": 835.5, "fp8": 1671.0},
-    "B200": {"bf16": 2250.0, "fp8": 4500.0, "nvfp4": 9000.0},
-    "GB200": {"bf16": 2500.0, "fp8": 5000.0, "nvfp4": 10000.0},
-}
 SUPPORTED = "9.0 (H100, H200) or 10.0 (B200)"
 # A call that fails this often in a row for a passing reason is not tried again.
 STRIKES = 3
@@ -126,20 +114,6 @@ def detect(
         cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
         num_nodes=num_nodes,
     )
-
-
-def product(name: str) -> str:
-    """The product of an NVML device name: `NVIDIA H100 80GB HBM3` is `H100`, others keep theirs."""
-    for chip in ("GB200", "B200", "GH200", "H200", "H100", "A100"):
-        if re.search(rf"\b{chip}\b", name):
-            form = re.search(r"\b(PCIe|NVL)\b", name)
-            return f"{chip} {form[1]}" if form and chip in ("H100", "H200") else chip
-    return name.removeprefix("NVIDIA ").strip()
-
-
-def peak_tflops(gpu: str | None, dtype: str) -> float | None:
-    """Dense peak of one GPU, or None when it is not in the table."""
-    return PEAK_TFLOPS.get(gpu or "", {}).get(dtype)
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

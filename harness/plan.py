@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.errors import MachineError, UsageError
-from harness.hardware import DEFAULT_DTYPE, Detection, peak_tflops
+from harness.hardware import DEFAULT_DTYPE, Detection
 from nmoe.config import (
     Config,
     Digests,
@@ -28,6 +28,7 @@ from nmoe.config import (
 )
 from nmoe.data.manifest import DataError, digest, read_manifest
 from nmoe.data.mixture import make_flow
+from nmoe.flops import peak_tflops
 from nmoe.flow import Flow
 from nmoe.paths import (
     CONSTRAINTS,

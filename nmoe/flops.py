@@ -1,15 +1,26 @@
-"""Floating-point operations and parameters of a model, by hand arithmetic.
+"""Floating-point operations and parameters of a model, by hand arithmetic; peaks of GPUs.
 
 Matrix products only; a multiply-add counts as two. Causal attention is counted once (half of the
 square), backward is twice forward, nothing recomputed or padded is credited.
 """
 
+import re
 from dataclasses import dataclass
 
 from nmoe.config import Config
 
 BACKWARD_FACTOR = 3  # forward + backward = 3 x forward
 VOCAB_MULTIPLE = 128  # gives GPT-2's usual padding of 50,257 to 50,304
+# Dense TFLOP/s: H100 and H200 data sheets (2024), DGX B200 and GB200 data sheets (2025), per GPU.
+PEAK_TFLOPS: dict[str, dict[str, float]] = {
+    "H100": {"bf16": 989.4, "fp8": 1978.9},
+    "H100 PCIe": {"bf16": 756.0, "fp8": 1513.0},
+    "H100 NVL": {"bf16": 835.5, "fp8": 1671.0},
+    "H200": {"bf16": 989.4, "fp8": 1978.9},
+    "H200 NVL": {"bf16": 835.5, "fp8": 1671.0},
+    "B200": {"bf16": 2250.0, "fp8": 4500.0, "nvfp4": 9000.0},
+    "GB200": {"bf16": 2500.0, "fp8": 5000.0, "nvfp4": 10000.0},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,3 +115,17 @@ def count_parameters(config: Config, vocab_size: int) -> Parameters:
         embedding=vocab_size * dim,
         expert=moe * experts.num_experts * expert,
     )
+
+
+def product(name: str) -> str:
+    """The product of a device's name: `NVIDIA H100 80GB HBM3` is `H100`, others keep theirs."""
+    for chip in ("GB200", "B200", "GH200", "H200", "H100", "A100"):
+        if re.search(rf"\b{chip}\b", name):
+            form = re.search(r"\b(PCIe|NVL)\b", name)
+            return f"{chip} {form[1]}" if form and chip in ("H100", "H200") else chip
+    return name.removeprefix("NVIDIA ").strip()
+
+
+def peak_tflops(gpu: str | None, dtype: str) -> float | None:
+    """Dense peak of one GPU, or None when it is not in the table."""
+    return PEAK_TFLOPS.get(gpu or "", {}).get(dtype)

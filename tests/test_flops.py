@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from nmoe import flops
 from nmoe.config import read_config
 from nmoe.flops import count_parameters, flops_per_token, forward_flops, padded_vocab
 from nmoe.model import Transformer
@@ -78,3 +79,29 @@ def test_flops_of_super_are_those_of_its_definition() -> None:
 def test_parameters_of_ultra_are_those_of_its_definition() -> None:
     config = read_config(REPO_ROOT / "configs" / "speedrun" / "ultra.toml")
     assert count_parameters(config, 50304).total == pytest.approx(43.6e9, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "product"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H100 NVL", "H100 NVL"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H200 NVL", "H200 NVL"),
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA GB200", "GB200"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA GeForce RTX 5090", "GeForce RTX 5090"),
+        ("NVIDIA B300 SXM6 AC", "B300 SXM6 AC"),
+    ],
+)
+def test_product_keeps_chips_apart(name, product):
+    assert flops.product(name) == product
+
+
+def test_peak_is_unknown_when_gpu_or_dtype_is_not_in_the_table():
+    assert flops.peak_tflops("H200", "bf16") == 989.4
+    assert flops.peak_tflops("H100", "nvfp4") is None
+    assert flops.peak_tflops("GeForce RTX 5090", "bf16") is None
+    assert flops.peak_tflops(None, "bf16") is None

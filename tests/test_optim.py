@@ -156,6 +156,19 @@ def test_optimizer_reports_the_norm_over_all_gradients_and_clips_to_it(optim: Op
     assert norm.item() == pytest.approx(flat.double().norm().item(), rel=1e-6)
 
 
+def test_optimizer_updates_a_model_without_experts(optim: Optim) -> None:
+    ours = [group for group in groups() if group.name == "dense"]
+    fill_gradients(ours)
+    before = [parameter.detach().clone() for g in ours for parameter in g.parameters]
+    flat = torch.cat([p.grad.flatten() for g in ours for p in g.parameters if p.grad is not None])
+    optimizer = Optimizer(optim, ours, impl="reference")
+    norm = optimizer.reduce_gradients()
+    assert norm.item() == pytest.approx(flat.double().norm().item(), rel=1e-6)
+    optimizer.step(scale=1.0, norm=norm)
+    after = [parameter for g in ours for parameter in g.parameters]
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 def test_optimizer_goes_on_alike_when_its_state_is_restored(optim: Optim) -> None:
     ours, theirs = groups(), groups()
     first, second = (Optimizer(optim, each, impl="reference") for each in (ours, theirs))

@@ -6,5 +6,5 @@ from harness.terminal import become
 
 
 def bench(context: typer.Context) -> None:
-    """Measure kernels, loss or transport beside peers."""
+    """Measure kernels, loss, transport or the training step beside peers."""
     become("bench", *context.args)

@@ -89,6 +89,12 @@ def test_transport_is_measured_on_two_processes_and_compared(tmp_path: Path):
     assert bench("show", str(rows), "--compare", str(old)).stdout in done.stdout
 
 
+def test_bench_needs_none_of_what_a_bare_machine_lacks():
+    absent = ("textual", "duckdb", "datasets", "pynvml", "typer", "rich")
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import bench.__main__"
+    subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT, check=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -96,7 +102,7 @@ def test_transport_is_measured_on_two_processes_and_compared(tmp_path: Path):
         (("kernels", "--compare", "nowhere"), "error: [Errno 2] No such file"),
         (("transport", "--compare", "README.md"), "error: not a row of results"),
         (("summary", "README.md"), "error: not a row of results"),
-        (("step",), "n bench: error: argument WHAT: invalid choice"),
+        (("steps",), "n bench: error: argument WHAT: invalid choice"),
     ],
 )
 def test_wrong_commands_are_refused_in_one_line(arguments, reason):

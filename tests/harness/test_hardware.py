@@ -28,32 +28,6 @@ def seen_with(visible: str) -> Detection:
 
 
 @pytest.mark.parametrize(
-    ("name", "product"),
-    [
-        ("NVIDIA H100 80GB HBM3", "H100"),
-        ("NVIDIA H100 PCIe", "H100 PCIe"),
-        ("NVIDIA H100 NVL", "H100 NVL"),
-        ("NVIDIA H200", "H200"),
-        ("NVIDIA H200 NVL", "H200 NVL"),
-        ("NVIDIA B200", "B200"),
-        ("NVIDIA GB200", "GB200"),
-        ("NVIDIA A100-SXM4-80GB", "A100"),
-        ("NVIDIA GeForce RTX 5090", "GeForce RTX 5090"),
-        ("NVIDIA B300 SXM6 AC", "B300 SXM6 AC"),
-    ],
-)
-def test_product_keeps_chips_apart(name, product):
-    assert hardware.product(name) == product
-
-
-def test_peak_is_unknown_when_gpu_or_dtype_is_not_in_the_table():
-    assert hardware.peak_tflops("H200", "bf16") == 989.4
-    assert hardware.peak_tflops("H100", "nvfp4") is None
-    assert hardware.peak_tflops("GeForce RTX 5090", "bf16") is None
-    assert hardware.peak_tflops(None, "bf16") is None
-
-
-@pytest.mark.parametrize(
     ("name", "gpu", "count", "capability"),
     [
         ("b200x8", "B200", 8, "10.0"),
