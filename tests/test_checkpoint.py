@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nmoe import checkpoint
-from nmoe.checkpoint import CheckpointError, Progress
+from nmoe.checkpoint import CheckpointError, Progress, Writer
 from nmoe.dist import World
 
 WORLD = World(rank=0, size=1)
@@ -21,15 +21,19 @@ PROGRESS = Progress(
 def save(
     folder: Path, step: int = 10, *, kind: checkpoint.Kind = "step", keep: int = 2, size: int = 3
 ) -> checkpoint.Saved:
-    return checkpoint.save(
-        folder,
-        kind=kind,
-        progress=replace(PROGRESS, step=step),
-        fingerprint="abc",
-        world=WORLD,
+    writer = Writer(folder, fingerprint="abc", world=WORLD, keep=keep)
+    start(writer, step, kind=kind, size=size)
+    saved = writer.wait()
+    writer.close()
+    return saved
+
+
+def start(writer: Writer, step: int, *, kind: checkpoint.Kind = "step", size: int = 3) -> None:
+    writer.start(
+        kind,
+        replace(PROGRESS, step=step),
         replicated={"model": {"w": torch.arange(3.0)}},
         local={"model": {"e": torch.ones(size)}, "cursor": [1, 2]},
-        keep=keep,
     )
 
 
