@@ -1,4 +1,4 @@
-"""Checkpoints that are written while training goes on: the same bits, and always one that is whole."""
+"""Checkpoints that are written while training goes on: the same bits, always one that is whole."""
 
 import os
 import signal
@@ -112,7 +112,7 @@ def rows(folder: RunFolder) -> list[tuple[str, int, float]]:
         f"select tag, step, value from '{folder.metrics}/step_*.parquet'"
         " where tag similar to '(train|valid|optimizer|router)/.*' order by all"
     )
-    return duckdb.sql(query).fetchall()
+    return duckdb.connect().execute(query).fetchall()
 
 
 def test_training_goes_on_to_the_same_bits_while_a_checkpoint_is_written(
