@@ -271,8 +271,8 @@ def _spoken(event: Event) -> str:
             return f"validation after step {event.step}: loss {event.loss:.4f}, bpb {event.bpb:.4f}"
         case CheckpointEvent():
             return (
-                f"checkpoint {event.name}: {event.bytes} bytes in {event.seconds:.2f} s,"
-                f" {event.paused_s or 0:.2f} s off the clock"
+                f"checkpoint {event.name}: {event.bytes} bytes, whole after {event.seconds:.2f} s,"
+                f" {event.paused_s or 0:.2f} s of them off the clock"
             )
         case CoreTaskEvent():
             kind = "interim core" if event.is_interim else "core"
