@@ -4,7 +4,7 @@ import hashlib
 import os
 import resource
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -64,9 +64,9 @@ class Run:
     control: Control
     fingerprint: str
     writer: Writer
-    snapshot: Snapshot
     parameters: Parameters
     flops_per_token: int
+    snapshot: Snapshot = field(default_factory=Snapshot)
     step: int = 0
     reached: Progress | None = None
 
@@ -95,12 +95,11 @@ def build(
     clock = Clock(sync=torch.cuda.synchronize) if device.type == "cuda" else Clock()
     tokenizer = open_tokenizer(plan.data.tokenizer)
     data = root.dataset(plan.data.data_path)
-    digests = [_train_digest(plan, root), digest(verify_sizes(data / "val"))]
+    fingerprint = _fingerprint(plan, _train_digest(plan, root), digest(verify_sizes(data / "val")))
     transport = make_transport(plan, world, device)
     model = make_model(plan, transport, vocab_size=tokenizer.vocab_size, device=device)
     init_weights(model, seed=plan.train.seed)
     saved = checkpoint.newest(folder.checkpoints)
-    fingerprint = _fingerprint(plan, digests)
     run = Run(
         plan=plan,
         folder=folder,
@@ -126,7 +125,6 @@ def build(
         writer=Writer(
             folder.checkpoints, fingerprint=fingerprint, world=world, keep=plan.checkpoint.keep
         ),
-        snapshot=Snapshot(),
         parameters=count_parameters(plan, padded_vocab(tokenizer.vocab_size)),
         flops_per_token=flops_per_token(plan, padded_vocab(tokenizer.vocab_size)),
     )
@@ -323,7 +321,7 @@ def _open_loader(plan: Plan, root: DataRoot, world: dist.World, cursor: Cursor) 
     )
 
 
-def _fingerprint(plan: Plan, data_digests: list[str]) -> str:
+def _fingerprint(plan: Plan, *data_digests: str) -> str:
     parts = [config_digest(plan), plan.dtype, *data_digests]
     return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
