@@ -22,7 +22,7 @@ from bench.shapes import ACTIVATION, Shape
 from bench.timing import FAILURES, reason
 from nmoe.config import Impl
 from nmoe.expert_layout import unpack
-from nmoe.moe import _Experts
+from nmoe.moe import ExpertLayer
 from nmoe.rdep import Transport, open_transport
 
 REPLAY = f"{OURS}, graph replay"
@@ -117,7 +117,7 @@ class Replay(Layer):
 
 @dataclass(frozen=True, slots=True)
 class _Owner:
-    """What `nmoe.moe._Experts` asks of the module it serves."""
+    """What `nmoe.moe.ExpertLayer` asks of the module it serves."""
 
     transport: Transport
     impl: Impl
@@ -130,7 +130,7 @@ def ours(weights: Weights, transport: Transport, *, impl: Impl) -> Layer:
     experts: Any = _Owner(transport, impl)
 
     def run(x: Tensor, ids: Tensor, gates: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
-        return _Experts.apply(x, ids, gates, w13, w2, experts)
+        return ExpertLayer.apply(x, ids, gates, w13, w2, w13, w2, experts)
 
     def split(grads: tuple[Tensor, ...], expert: int) -> tuple[Tensor, Tensor, Tensor]:
         dw1, dw3 = unpack(grads[0][expert], activation=ACTIVATION)

@@ -8,7 +8,7 @@ from harness import bundle, dataset, leaderboard, runs
 from harness import format as text
 from harness.errors import BoardError, Problem
 from harness.hardware import Detection
-from nmoe.config import Plan
+from nmoe.config import Device, Plan
 from nmoe.flops import count_parameters, num_moe_layers, padded_vocab
 from nmoe.paths import DataRoot, existing
 
@@ -16,9 +16,9 @@ BUILT_DTYPES = ("fp32", "bf16")
 BUILT_ATTENTION = ("sdpa",)
 BOARD_EXIT = 4
 WARNING = 0
-# fp32 weights and two AdamW moments; gradients are held in memory only.
+# fp32 weights and two AdamW moments; gradients are held in memory only, and on GPUs bf16 copies.
 SAVED_BYTES_PER_PARAMETER = 12
-BYTES_PER_PARAMETER = 16
+BYTES_PER_PARAMETER: dict[Device, int] = {"cpu": 16, "cuda": 18}
 # Logs, events, metrics and data that the run makes itself.
 SPARE_BYTES = 256 << 20
 # A rank with torch loaded and a small model, measured at 0.4 to 0.6 GiB.
@@ -58,9 +58,10 @@ def _version_problems(plan: Plan) -> list[Problem]:
     if plan.dtype not in BUILT_DTYPES:
         what = f"{plan.dtype} experts are not built yet"
         found.append(Problem(what=what, fix=f"Run: n speedrun {plan.preset} --dtype bf16"))
-    if plan.model.impl == "triton":
-        what = "training on GPUs (impl = triton) is not proven in this version"
-        found.append(Problem(what=what, fix="Train on the CPU: n speedrun pocket"))
+    if plan.device == "cuda" and plan.world > 1:
+        what = "training on several GPUs was tested with all ranks on one GPU only"
+        fix = f"Compare with one: n speedrun {plan.preset} --gpus 1"
+        found.append(Problem(what=what, fix=fix, exit_code=WARNING))
     used = {plan.attention.attn}
     if plan.attention.attn_global_every > 1:
         used.add(plan.attention.attn_local)
@@ -77,8 +78,10 @@ def _root_problems(plan: Plan, root: DataRoot) -> list[Problem]:
         what = f"cannot write to {root.path} ({root.reason})"
         return [Problem(what=what, fix="Set DATA_DIR to a folder that this user can write.")]
     parameters = count_parameters(plan, padded_vocab(VOCAB_SIZE.get(plan.data.tokenizer, 0))).total
-    # The newest checkpoints, one more while it is written, and the weights at the target.
-    saved = parameters * (SAVED_BYTES_PER_PARAMETER * (plan.checkpoint.keep + 1) + 4)
+    # The newest checkpoints, one more while it is written or on a stop, the weights at the target.
+    every = plan.checkpoint.every
+    kept = min(plan.checkpoint.keep, plan.train.steps // every if every else 0)
+    saved = parameters * (SAVED_BYTES_PER_PARAMETER * (kept + 1) + 4)
     free = shutil.disk_usage(place).free
     if free < saved + SPARE_BYTES:
         what = (
@@ -100,7 +103,7 @@ def _board_problems(root: DataRoot) -> list[Problem]:
 def _memory_problems(plan: Plan, detection: Detection) -> list[Problem]:
     parameters = count_parameters(plan, padded_vocab(VOCAB_SIZE.get(plan.data.tokenizer, 0)))
     dense = parameters.total - parameters.expert
-    per_rank = BYTES_PER_PARAMETER * (dense + parameters.expert // plan.world)
+    per_rank = BYTES_PER_PARAMETER[plan.device] * (dense + parameters.expert // plan.world)
     found: list[Problem] = []
     # A checkpoint is copied to host memory and written from there.
     needed = SAVED_BYTES_PER_PARAMETER * parameters.total

@@ -109,7 +109,7 @@ def build(
         tokenizer=tokenizer,
         transport=transport,
         model=model,
-        optimizer=Optimizer(plan.optim, parameter_groups(model)),
+        optimizer=Optimizer(plan.optim, parameter_groups(model), impl=plan.model.impl),
         loader=_open_loader(plan, root, world, Cursor()),
         windows_WS=validation_windows(
             data / "val", seq_len=plan.train.seq_len, max_windows=plan.validation.windows
@@ -128,9 +128,9 @@ def build(
         parameters=count_parameters(plan, padded_vocab(tokenizer.vocab_size)),
         flops_per_token=flops_per_token(plan, padded_vocab(tokenizer.vocab_size)),
     )
+    _warm_up(run)
     if saved is not None:
         restore(run, saved)
-    _warm_up(run)
     run.clock.compile_s += time.perf_counter() - began
     report.event(CompileEvent(what="build and warm-up", seconds=time.perf_counter() - began))
     report.event(RankEvent(rank=world.rank, pid=os.getpid(), is_ready=True))
@@ -169,7 +169,8 @@ def make_model(
     plan: Plan, transport: Transport, *, vocab_size: int, device: torch.device
 ) -> Transformer:
     """The model of one rank on its device, its weights not drawn yet. Raises ConfigError."""
-    return Transformer(plan, transport, vocab_size=vocab_size, dtype=_dtype(plan)).to(device)
+    with device:
+        return Transformer(plan, transport, vocab_size=vocab_size, dtype=_dtype(plan))
 
 
 def save(run: Run, kind: Literal["step", "target"], *, loss: float | None = None) -> Progress:
@@ -327,17 +328,15 @@ def _fingerprint(plan: Plan, *data_digests: str) -> str:
 
 
 def _state(run: Run, kind: Literal["step", "target"]) -> dict[str, dict[str, Any]]:
-    """What a checkpoint of this rank holds; only rank 0 has a replicated part."""
-    parts: dict[str, dict[str, Any]] = {"replicated": {}, "local": {}}
-    for name, is_expert in (("replicated", False), ("local", True)):
-        if is_expert or run.world.is_main:
-            parts[name]["model"] = _model_state(run.model, is_expert=is_expert)
-            if kind == "step":
-                parts[name]["optimizer"] = run.optimizer.state(is_expert=is_expert)
+    """What this rank writes at a checkpoint; all ranks call it together, as the optimizer asks."""
+    replicated: dict[str, Any] = {"model": _model_state(run.model, is_expert=False)}
+    local: dict[str, Any] = {"model": _model_state(run.model, is_expert=True)}
     if kind == "step":
-        parts["local"]["cursor"] = [run.loader.cursor.epoch, run.loader.cursor.index]
-        parts["local"]["rng"] = torch.get_rng_state()
-    return parts
+        replicated["optimizer"] = run.optimizer.state(is_expert=False)
+        local["optimizer"] = run.optimizer.state(is_expert=True)
+        local["cursor"] = [run.loader.cursor.epoch, run.loader.cursor.index]
+        local["rng"] = torch.get_rng_state()
+    return {"replicated": replicated if run.world.is_main else {}, "local": local}
 
 
 def _publish(run: Run, saved: Saved) -> None:
@@ -360,11 +359,22 @@ def _model_state(model: Transformer, *, is_expert: bool) -> dict[str, Tensor]:
 
 
 def _warm_up(run: Run) -> None:
-    """One forward and backward pass on validation text whose effects are thrown away."""
+    """Compile and load what a step and a validation need, on validation text, before the clock.
+
+    The effects are thrown away; the optimizer has rehearsed by itself.
+    """
     run.report.event(PhaseEvent(phase="compiling", note="warm-up"))
-    windows = run.windows_WS[: run.plan.train.micro_batch].astype(np.int64)
-    nats, _, _ = run.model.nats(torch.from_numpy(windows).to(run.device))
-    nats.backward()
+    windows_BN = dist.to_device(
+        run.windows_WS[: run.plan.train.micro_batch].astype(np.int64), run.device
+    )
+    for _ in range(2):
+        nats, _, aux_sum = run.model.nats(windows_BN)
+        (nats / windows_BN.numel() + run.plan.experts.aux_coef * aux_sum).backward()
     run.model.zero_grad(set_to_none=True)
     for _, layer in run.model.moe_layers():
         layer.router.loads_E.zero_()
+    run.model.eval()
+    with torch.no_grad():
+        run.model.nats(windows_BN)
+    run.model.train()
+    run.transport.check()

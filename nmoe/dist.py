@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
@@ -62,6 +63,12 @@ def own_device(world: World, device: Device) -> torch.device:
     return torch.device("cuda", world.rank)
 
 
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array on this rank's device; the host does not wait for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def shutdown() -> None:
     """Leave the process group if there is one."""
     if torch_dist.is_initialized():
@@ -79,6 +86,33 @@ def all_reduce(tensor: Tensor, op: Op = "sum") -> Tensor:
     if torch_dist.is_initialized():
         how = torch_dist.ReduceOp.SUM if op == "sum" else torch_dist.ReduceOp.MAX
         torch_dist.all_reduce(tensor, how)
+    return tensor
+
+
+def num_ranks() -> int:
+    """How many ranks there are."""
+    return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
+
+
+def own_share(tensor: Tensor) -> Tensor:
+    """This rank's of as many equal parts of a 1-D tensor as there are ranks; a view."""
+    rank = torch_dist.get_rank() if torch_dist.is_initialized() else 0
+    return tensor.chunk(num_ranks())[rank]
+
+
+def reduce_scatter(tensor: Tensor) -> Tensor:
+    """This rank's share of the sum of 1-D tensors over ranks; the tensor itself for one rank."""
+    if not torch_dist.is_initialized():
+        return tensor
+    share = torch.empty_like(own_share(tensor))
+    torch_dist.reduce_scatter_tensor(share, tensor)
+    return share
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """Take every other rank's share of a 1-D tensor over from it, in place, and return it."""
+    if torch_dist.is_initialized():
+        torch_dist.all_gather_into_tensor(tensor, own_share(tensor))
     return tensor
 
 

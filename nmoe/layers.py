@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nmoe import ops
+from nmoe.config import Impl
+
 
 class Linear(nn.Module):
     """y = x W^T without bias; `weight` is [out, in], or [parts, out / parts, in] when fused."""
@@ -22,15 +25,17 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension; `weight` is [dim]."""
+    """Adds to the residual stream and takes its norm, x / rms(x) * weight; `weight` is [dim]."""
 
-    def __init__(self, dim: int, *, eps: float) -> None:
+    def __init__(self, dim: int, *, eps: float, impl: Impl) -> None:
         super().__init__()
         self.eps = eps
+        self.impl: Impl = impl
         self.weight = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+    def forward(self, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(x + delta, or x without one; its norm)."""
+        return ops.add_rms_norm(x, delta, self.weight, eps=self.eps, impl=self.impl)
 
 
 class Rotary(nn.Module):
@@ -46,22 +51,19 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angle.cos().float(), persistent=False)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
 
-    def forward(self, x_BHSN: Tensor) -> Tensor:
-        """Rotate the two halves of each head by its position."""
-        length = x_BHSN.shape[-2]
-        cos, sin = self.cos[:length].to(x_BHSN.dtype), self.sin[:length].to(x_BHSN.dtype)
-        left, right = x_BHSN.chunk(2, dim=-1)
-        return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+    def forward(self, length: int) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of the first positions, [length, head size / 2]."""
+        return self.cos[:length], self.sin[:length]
 
 
 class SwiGLU(nn.Module):
     """W2 (silu(x W1) * x W3): the feed-forward of dense layers and of shared experts."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, *, impl: Impl) -> None:
         super().__init__()
+        self.impl: Impl = impl
         self.up = Linear(dim, 2 * hidden, parts=2)
         self.down = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * value)
+        return self.down(ops.swiglu(self.up(x), impl=self.impl))

@@ -5,7 +5,7 @@ E experts, e local experts.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from nmoe import ops
 from nmoe.config import Activation, Config, Impl
-from nmoe.expert_layout import pack
+from nmoe.expert_layout import Rows, parts
 from nmoe.layers import Linear, SwiGLU
 from nmoe.rdep import Transport
 
@@ -43,7 +43,7 @@ class Router(nn.Module):
 
         `aux` is the load-balance loss summed over the sequences, 0 where its coefficient is 0.
         """
-        logits_TE = self.gate(x_TD.float())
+        logits_TE = ops.router_logits(x_TD, self.gate.weight, impl=self.impl)
         experts_TK, gates_TK, probability_BE = ops.route(
             logits_TE,
             self.bias_E,
@@ -70,34 +70,52 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """The stacked weights of this rank's experts: w1, w3 [e, D, F] and w2 [e, F, D]."""
+    """The stacked weights of this rank's experts, w13 [e, D, G] and w2 [e, F, D]: fp32 masters.
 
-    def __init__(self, config: Config, transport: Transport, *, layer: int) -> None:
+    Where rows are bf16 the products read copies in bf16; whoever changes a master in place rounds
+    it into its copy, `refresh` does so for both.
+    """
+
+    w13_copy: Tensor
+    w2_copy: Tensor
+
+    def __init__(
+        self, config: Config, transport: Transport, *, layer: int, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.transport, self.layer = transport, layer
         self.local = transport.local_experts
         self.activation: Activation = config.experts.activation
         self.impl: Impl = config.model.impl
         dim, hidden, count = config.model.dim, config.experts.hidden, len(self.local)
-        self.w1_eDF = nn.Parameter(torch.empty(count, dim, hidden))
+        self.w13_eDG = nn.Parameter(torch.empty(count, dim, parts(self.activation) * hidden))
         self.w2_eFD = nn.Parameter(torch.empty(count, hidden, dim))
-        self.w3_eDF = (
-            nn.Parameter(torch.empty(count, dim, hidden))
-            if self.activation != "relu_squared"
-            else None
-        )
+        self.has_copies = dtype != self.w2_eFD.dtype
+        if self.has_copies:
+            for name, master in (("w13_copy", self.w13_eDG), ("w2_copy", self.w2_eFD)):
+                self.register_buffer(name, torch.empty_like(master, dtype=dtype), persistent=False)
+            self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Round the masters into their copies."""
+        if self.has_copies:
+            self.w13_copy.copy_(self.w13_eDG)
+            self.w2_copy.copy_(self.w2_eFD)
 
     def forward(self, x_TD: Tensor, experts_TK: Tensor, gates_TK: Tensor) -> Tensor:
         """y_TD: each token's gated sum over its experts, wherever they are."""
-        w13_eDG = pack(self.w1_eDF, self.w3_eDF)
-        return _Experts.apply(x_TD, experts_TK, gates_TK, w13_eDG, self.w2_eFD, self)
+        masters = self.w13_eDG, self.w2_eFD
+        read = (self.w13_copy, self.w2_copy) if self.has_copies else masters
+        return ExpertLayer.apply(x_TD, experts_TK, gates_TK, *masters, *read, self)
 
 
-class _Experts(torch.autograd.Function):
+class ExpertLayer(torch.autograd.Function):
     """Dispatch, experts, combine, and the same backward.
 
     Kept for backward: what arrived (x in its slots, the rows), pre-activations, gated activations
-    and the weights in the dtype of x. The gradients of the weights have the dtype of the weights.
+    and the weights that were read. The gradients of the weights have the dtype of the masters; a
+    master that has a gradient from an earlier micro-batch gets this one added to it in place.
     """
 
     @staticmethod
@@ -106,47 +124,67 @@ class _Experts(torch.autograd.Function):
         x_TD: Tensor,
         experts_TK: Tensor,
         gates_TK: Tensor,
+        w13_master: Tensor,
+        w2_master: Tensor,
         w13_eDG: Tensor,
         w2_eFD: Tensor,
         layer: Experts,
     ) -> Tensor:
         impl, activation = layer.impl, layer.activation
-        w13, w2 = w13_eDG.to(x_TD.dtype), w2_eFD.to(x_TD.dtype)
         arrived = layer.transport.dispatch(x_TD, experts_TK, gates_TK, layer=layer.layer)
-        h_RG, a_RF = ops.up(arrived.x_SD, w13, arrived.rows, activation=activation, impl=impl)
-        y_RD = ops.down(a_RF, w2, arrived.rows, impl=impl)
-        ctx.layer, ctx.dtype = layer, w13_eDG.dtype
+        h_RG, a_RF = ops.up(arrived.x_SD, w13_eDG, arrived.rows, activation=activation, impl=impl)
+        y_RD = ops.down(a_RF, w2_eFD, arrived.rows, impl=impl)
+        ctx.layer, ctx.masters = layer, (w13_master, w2_master)
         # x goes with the saved tensors: autograd guards it and lets go of it after backward
         ctx.arrived = replace(arrived, x_SD=x_TD.new_empty(0))
-        ctx.save_for_backward(arrived.x_SD, h_RG, a_RF, w13, w2)
+        ctx.save_for_backward(arrived.x_SD, h_RG, a_RF, w13_eDG, w2_eFD)
         return layer.transport.combine(y_RD, arrived)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy_TD,) = grads
-        x_SD, h_RG, a_RF, w13, w2 = ctx.saved_tensors
+        x_SD, h_RG, a_RF, w13_eDG, w2_eFD = ctx.saved_tensors
         layer, arrived = ctx.layer, ctx.arrived
         rows, impl, activation = arrived.rows, layer.impl, layer.activation
+        w13_master, w2_master = ctx.masters
         dy_SD = layer.transport.dispatch_grads(dy_TD.contiguous(), arrived)
-        dh_RG, dgate_BR = ops.down_grad(dy_SD, w2, h_RG, rows, activation=activation, impl=impl)
-        dw2, dw13 = (torch.empty_like(w, dtype=ctx.dtype) for w in (w2, w13))
-        ops.weight_grad(a_RF, dy_SD, rows, dw2, gathered="right", impl=impl)
-        ops.weight_grad(x_SD, dh_RG, rows, dw13, gathered="left", impl=impl)
-        dx_RD = ops.up_grad(dh_RG, w13, rows, impl=impl)
+        dh_RG, dgate_BR = ops.down_grad(dy_SD, w2_eFD, h_RG, rows, activation=activation, impl=impl)
+        dw2 = _weight_grad(w2_master, a_RF, dy_SD, rows, gathered="right", impl=impl)
+        dw13 = _weight_grad(w13_master, x_SD, dh_RG, rows, gathered="left", impl=impl)
+        dx_RD = ops.up_grad(dh_RG, w13_eDG, rows, impl=impl)
         dx_TD, dgates_TK = layer.transport.combine_grads(dx_RD, dgate_BR, arrived)
-        return dx_TD, None, dgates_TK, dw13, dw2, None
+        return dx_TD, None, dgates_TK, dw13, dw2, None, None, None
+
+
+def _weight_grad(
+    master: Tensor,
+    left: Tensor,
+    right: Tensor,
+    rows: Rows,
+    *,
+    gathered: Literal["left", "right"],
+    impl: Impl,
+) -> Tensor | None:
+    """The gradient of a stack, or None once it is added to the one that its master has."""
+    kept = master.grad if master.is_leaf else None
+    out = torch.empty_like(master) if kept is None else kept
+    add = None if kept is None else torch.ones(1, dtype=torch.int32, device=out.device)
+    ops.weight_grad(left, right, rows, out, gathered=gathered, accumulate=add, impl=impl)
+    return out if kept is None else None
 
 
 class MoE(nn.Module):
     """Route, the experts of every token, add the shared expert."""
 
-    def __init__(self, config: Config, transport: Transport, *, layer: int) -> None:
+    def __init__(
+        self, config: Config, transport: Transport, *, layer: int, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.router = Router(config)
-        self.experts = Experts(config, transport, layer=layer)
+        self.experts = Experts(config, transport, layer=layer, dtype=dtype)
         shared = config.experts.num_shared * config.experts.hidden
-        self.shared = SwiGLU(config.model.dim, shared) if shared else None
+        self.shared = SwiGLU(config.model.dim, shared, impl=config.model.impl) if shared else None
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """(y_BSD, aux): `aux` is the load-balance loss summed over the batch's sequences."""

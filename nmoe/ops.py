@@ -3,10 +3,12 @@
 `reference` is plain torch, the specification; `triton` are kernels for sm_90 and sm_100. Layout of
 rows and expert weights: `nmoe.expert_layout`.
 
-Legend: S slots, N slots with choices, K top-k, R rows, D model, F expert hidden, G columns of w13,
-e local experts, B sequences, or parts of d(gate), T tokens, V vocabulary.
+Legend: S slots, or positions, N slots with choices, or head size, K top-k, R rows, D model,
+F hidden, G columns of w13 or h, e local experts, B sequences, or parts of d(gate), T tokens,
+H heads, V vocabulary.
 """
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Literal
 
@@ -14,11 +16,17 @@ from torch import Tensor
 
 from nmoe.config import Activation, Impl
 from nmoe.expert_layout import Rows, capacity
+from nmoe.reference import adamw as reference_adamw
 from nmoe.reference import combine as reference_combine
 from nmoe.reference import experts as reference_experts
+from nmoe.reference import grad_norm as reference_grad_norm
 from nmoe.reference import linear_cross_entropy as reference_cross_entropy
+from nmoe.reference import muon as reference_muon
+from nmoe.reference import norm as reference_norm
+from nmoe.reference import rotary as reference_rotary
 from nmoe.reference import route as reference_route
 from nmoe.reference import sort as reference_sort
+from nmoe.reference import swiglu as reference_swiglu
 
 ROW_TILE = 128
 
@@ -32,6 +40,11 @@ def route(
     without `batch`.
     """
     return _route(impl).route(logits_TE, bias_E, top_k, batch=batch)
+
+
+def router_logits(x_TD: Tensor, weight_ED: Tensor, *, impl: Impl) -> Tensor:
+    """logits_TE of x W^T as exact as fp32, whatever the dtype of x; the weight is fp32."""
+    return _route(impl).router_logits(x_TD, weight_ED)
 
 
 def count_choices(experts_TK: Tensor, num_experts: int, *, batch: int, impl: Impl) -> Tensor:
@@ -158,6 +171,130 @@ def linear_cross_entropy(
             return kernels.linear_cross_entropy(
                 x_TD, weight_VD, targets_T, chunk=chunk, num_real=num_real
             )
+
+
+def add_rms_norm(
+    x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, *, eps: float, impl: Impl
+) -> tuple[Tensor, Tensor]:
+    """(x + delta, its RMS norm times weight) over the last dimension, in the dtype of x.
+
+    Without delta the first is x; T may be any number of dimensions.
+    """
+    match impl:
+        case "reference":
+            return reference_norm.add_rms_norm(x_TD, delta_TD, weight_D, eps=eps)
+        case "triton":
+            from nmoe.kernels import norm
+
+            return norm.add_rms_norm(x_TD, delta_TD, weight_D, eps=eps)
+
+
+def swiglu(h_TG: Tensor, *, impl: Impl) -> Tensor:
+    """a_TF: silu of the left half of h times its right half; T may be any number of dimensions."""
+    match impl:
+        case "reference":
+            return reference_swiglu.swiglu(h_TG)
+        case "triton":
+            from nmoe.kernels import swiglu as kernels
+
+            return kernels.swiglu(h_TG)
+
+
+def rotary_norm(
+    qkv_BSPHN: Tensor,
+    q_weight_N: Tensor | None,
+    k_weight_N: Tensor | None,
+    cos_SM: Tensor,
+    sin_SM: Tensor,
+    *,
+    eps: float,
+    impl: Impl,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(q, k, v) BHSN of P = 3 parts: q and k normed, where they have weights, and rotated.
+
+    cos, sin: of each position and of each of M = N / 2 pairs, one from either half of a head.
+    """
+    match impl:
+        case "reference":
+            function = reference_rotary.rotary_norm
+        case "triton":
+            from nmoe.kernels import rotary
+
+            function = rotary.rotary_norm
+    return function(qkv_BSPHN, q_weight_N, k_weight_N, cos_SM, sin_SM, eps=eps)
+
+
+def sum_squares(tensors: Sequence[Tensor], *, impl: Impl) -> Tensor:
+    """fp64 scalar: the squares of all elements of fp32 tensors added up."""
+    match impl:
+        case "reference":
+            return reference_grad_norm.sum_squares(tensors)
+        case "triton":
+            from nmoe.kernels import grad_norm
+
+            return grad_norm.sum_squares(tensors)
+
+
+def adamw(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    copies: Sequence[Tensor | None],
+    *,
+    now: Tensor,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    impl: Impl,
+) -> None:
+    """AdamW in place; now: fp64 [3] = (scale of lr, number of this update, factor on gradients)."""
+    lists = (parameters, gradients, exp_avgs, exp_avg_sqs, copies)
+    match impl:
+        case "reference":
+            update = reference_adamw.adamw
+        case "triton":
+            from nmoe.kernels import adamw
+
+            update = adamw.adamw
+    update(*lists, now=now, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def muon(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    copies: Sequence[Tensor | None],
+    *,
+    now: Tensor,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    is_in_first: Sequence[bool],
+    packed: Sequence[bool],
+    impl: Impl,
+) -> None:
+    """Muon in place; now: as for `adamw`. Packed parameters are W1 and W3 in w13's columns."""
+    match impl:
+        case "reference":
+            update = reference_muon.muon
+        case "triton":
+            from nmoe.kernels import muon
+
+            update = muon.muon
+    update(
+        parameters,
+        gradients,
+        momenta,
+        copies,
+        now=now,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        is_in_first=is_in_first,
+        packed=packed,
+    )
 
 
 def _route(impl: Impl) -> ModuleType:

@@ -92,12 +92,12 @@ def train_step(run: Run) -> None:
     """One optimizer step on one global batch, `accumulation` micro-batches on each rank."""
     plan, model = run.plan, run.model
     with run.loader_wait.running():
-        batch_BN = torch.from_numpy(run.loader.next_batch())
+        batch_BN = dist.to_device(run.loader.next_batch(), run.device)
     for began in run.loader.began:
         run.report.began(run.step, began)
     mean_loss = torch.zeros((), dtype=torch.float64, device=run.device)
     for windows_BN in batch_BN.split(plan.train.micro_batch):
-        nats, _, aux_sum = model.nats(windows_BN.to(run.device))
+        nats, _, aux_sum = model.nats(windows_BN)
         loss = nats / (plan.train.batch_size * plan.train.seq_len)
         mean_loss += loss.detach()
         (loss + plan.experts.aux_coef * aux_sum / plan.train.batch_size).backward()

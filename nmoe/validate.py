@@ -45,7 +45,7 @@ def validate(
             start + world.rank, min(start + batch * world.size, len(windows_WS)), world.size
         )
         rows = list(mine) or [0]
-        windows = torch.from_numpy(windows_WS[rows].astype(np.int64)).to(device)
+        windows = dist.to_device(windows_WS[rows].astype(np.int64), device)
         _, nats_T, _ = model.nats(windows)
         if len(mine):
             nats += nats_T.double().sum()

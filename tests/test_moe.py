@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nmoe.config import Activation, Config, read_config
+from nmoe.expert_layout import unpack
 from nmoe.metrics import is_collapsed, router_health
 from nmoe.model import Transformer, init_weights
 from nmoe.moe import BIAS_LIMIT, Experts, MoE, Router, balance_loss
@@ -151,23 +152,24 @@ def test_moe_equals_a_loop_over_tokens_and_experts(config: Config) -> None:
     y_BSD, _ = layer(x_BSD)
     experts_TK, gates_TK, _ = layer.router(x_BSD.flatten(0, 1))
     silu = torch.nn.functional.silu
-    assert layer.experts.w3_eDF is not None
+    w1_eDF, w3_eDF = unpack(layer.experts.w13_eDG, activation="swiglu")
+    assert w3_eDF is not None
     for token, x_D in enumerate(x_BSD.flatten(0, 1)):
         expected_D = layer.shared(x_D)
         for expert, gate in zip(experts_TK[token], gates_TK[token], strict=True):
-            w1, w2 = layer.experts.w1_eDF[expert], layer.experts.w2_eFD[expert]
-            hidden = silu(x_D @ w1) * (x_D @ layer.experts.w3_eDF[expert])
-            expected_D = expected_D + gate * (hidden @ w2)
+            hidden = silu(x_D @ w1_eDF[expert]) * (x_D @ w3_eDF[expert])
+            expected_D = expected_D + gate * (hidden @ layer.experts.w2_eFD[expert])
         torch.testing.assert_close(y_BSD.flatten(0, 1)[token], expected_D, atol=1e-5, rtol=1e-4)
 
 
 def make_layer(config: Config, activation: Activation, *, dtype: torch.dtype) -> MoE:
     """A layer with normal weights; parameters are fp32, rows are `dtype`."""
     config = replace(config, experts=replace(config.experts, activation=activation))
-    layer = MoE(config, transport_of(config, dtype=dtype), layer=0)
+    layer = MoE(config, transport_of(config, dtype=dtype), layer=0, dtype=dtype)
     generator = torch.Generator().manual_seed(6)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)
+    layer.experts.refresh()
     return layer
 
 
@@ -179,10 +181,11 @@ def dense(layer: MoE, leaves: dict[str, Tensor], experts_TK: Tensor) -> Tensor:
     is_chosen_TE = torch.zeros_like(scores_TE).scatter(1, experts_TK, 1.0)
     gates_TE = scores_TE * is_chosen_TE
     gates_TE = gates_TE / gates_TE.sum(1, keepdim=True)
-    h1 = torch.einsum("td,edf->tef", x_TD, leaves["experts.w1_eDF"])
+    w1_eDF, w3_eDF = unpack(leaves["experts.w13_eDG"], activation=activation)
+    h1 = torch.einsum("td,edf->tef", x_TD, w1_eDF)
     inner = nn.functional.silu(h1) if activation == "swiglu" else h1.clamp(min=0) ** 2
-    if activation != "relu_squared":
-        inner = inner * torch.einsum("td,edf->tef", x_TD, leaves["experts.w3_eDF"])
+    if w3_eDF is not None:
+        inner = inner * torch.einsum("td,edf->tef", x_TD, w3_eDF)
     y_TD = torch.einsum("te,tef,efd->td", gates_TE, inner, leaves["experts.w2_eFD"])
     up1, up3 = leaves["shared.up.weight"]
     shared_TF = nn.functional.silu(x_TD @ up1.T) * (x_TD @ up3.T)
@@ -257,7 +260,7 @@ def test_expert_gradients_add_up_when_micro_batches_follow(config: Config) -> No
 def test_experts_give_zero_gradients_when_there_are_no_tokens(
     config: Config, dtype: torch.dtype
 ) -> None:
-    experts = Experts(config, transport_of(config, dtype=dtype), layer=0)
+    experts = Experts(config, transport_of(config, dtype=dtype), layer=0, dtype=dtype)
     for parameter in experts.parameters():
         nn.init.normal_(parameter)
     x_TD = torch.zeros(0, 32, dtype=dtype, requires_grad=True)
@@ -332,7 +335,9 @@ def test_model_gives_no_probability_to_padded_tokens(config: Config) -> None:
 
 def test_init_draws_every_expert_from_its_own_seed(config: Config) -> None:
     (_, layer), *_ = make_model(config).moe_layers()
-    w1_eDF = layer.experts.w1_eDF
+    w1_eDF, w3_eDF = unpack(layer.experts.w13_eDG, activation="swiglu")
+    assert w3_eDF is not None
+    assert not torch.equal(w1_eDF, w3_eDF)
     for first in range(8):
         for second in range(first):
             assert not torch.equal(w1_eDF[first], w1_eDF[second])

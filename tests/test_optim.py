@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from nmoe.config import Optim, Schedule, read_config
+from nmoe.expert_layout import pack, unpack
 from nmoe.model import Group
 from nmoe.optim import Optimizer, peak_rates, uses_muon
-from nmoe.optim.muon import Muon, orthogonalize
 from nmoe.optim.schedule import lr_scale
+from nmoe.reference.muon import muon, orthogonalize
 from tests import tiny
 
 SCHEDULE = Schedule(warmup_steps=10, hold_tokens=5_000, decay_tokens=2_000, floor=0.1)
@@ -62,28 +63,51 @@ def test_orthogonalize_keeps_the_singular_vectors() -> None:
     assert off_diagonal.abs().max() < 1e-9
 
 
+def run_muon(
+    weight: Tensor, gradient: Tensor, *, is_in_first: bool, packed: bool = False
+) -> Tensor:
+    """The weight after one update at rate 0.1."""
+    weight = weight.clone()
+    muon(
+        [weight],
+        [gradient.clone()],
+        [torch.zeros_like(weight)],
+        [None],
+        now=torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64),
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=0.0,
+        is_in_first=[is_in_first],
+        packed=[packed],
+    )
+    return weight
+
+
 def test_muon_updates_each_matrix_of_a_stack_by_itself() -> None:
     stack = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(0))
     gradient = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(1))
-    together = nn.Parameter(stack.clone())
-    together.grad = gradient.clone()
-    settings = {"peak_lr": 0.1, "lr": 0.1}
-    Muon([{"params": [together], **settings}], momentum=0.9).step()
+    together = run_muon(stack, gradient, is_in_first=False)
     for index in range(4):
-        alone = nn.Parameter(stack[index].clone())
-        alone.grad = gradient[index].clone()
-        Muon([{"params": [alone], **settings}], momentum=0.9).step()
+        alone = run_muon(stack[index], gradient[index], is_in_first=False)
         torch.testing.assert_close(together[index], alone)
 
 
 def test_muon_gives_a_transposed_layout_the_transposed_update() -> None:
     weight = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
     gradient = torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
-    out_in, in_out = nn.Parameter(weight.clone()), nn.Parameter(weight.mT.clone())
-    out_in.grad, in_out.grad = gradient.clone(), gradient.mT.clone()
-    Muon([{"params": [out_in], "lr": 0.1}], momentum=0.9).step()
-    Muon([{"params": [in_out], "lr": 0.1, "is_in_first": True}], momentum=0.9).step()
+    out_in = run_muon(weight, gradient, is_in_first=False)
+    in_out = run_muon(weight.mT.contiguous(), gradient.mT.contiguous(), is_in_first=True)
     torch.testing.assert_close(out_in, in_out.mT)
+
+
+def test_muon_gives_packed_weights_the_bits_of_separate_ones() -> None:
+    w1, w3, g1, g3 = torch.randn(4, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    together = run_muon(pack(w1, w3), pack(g1, g3), is_in_first=True, packed=True)
+    for half, weight, gradient in zip(
+        unpack(together, activation="swiglu"), (w1, w3), (g1, g3), strict=True
+    ):
+        assert half is not None
+        assert torch.equal(half, run_muon(weight, gradient, is_in_first=True))
 
 
 def test_optimizer_gives_muon_the_matrices_but_never_router_or_tables(optim: Optim) -> None:
@@ -101,7 +125,7 @@ def test_optimizer_equals_adamw_by_formula(optim: Optim) -> None:
     before = ours[4].parameters[0].detach().double()
     gradient = ours[4].parameters[0].grad
     assert gradient is not None
-    optimizer = Optimizer(config, ours)
+    optimizer = Optimizer(config, ours, impl="reference")
     optimizer.step(scale=0.5, norm=optimizer.reduce_gradients())
     rate = 0.5 * config.lr_expert
     update = gradient.double() / (gradient.double().abs() + config.eps)
@@ -116,7 +140,7 @@ def test_optimizer_does_not_decay_vectors_and_routers(optim: Optim) -> None:
         for parameter in group.parameters:
             parameter.grad = torch.zeros_like(parameter)
     before = [parameter.detach().clone() for g in ours for parameter in g.parameters]
-    optimizer = Optimizer(config, ours)
+    optimizer = Optimizer(config, ours, impl="reference")
     optimizer.step(scale=1.0, norm=optimizer.reduce_gradients())
     after = [parameter.detach() for g in ours for parameter in g.parameters]
     has_moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
@@ -127,14 +151,14 @@ def test_optimizer_reports_the_norm_over_all_gradients_and_clips_to_it(optim: Op
     ours = groups()
     fill_gradients(ours)
     flat = torch.cat([p.grad.flatten() for g in ours for p in g.parameters if p.grad is not None])
-    optimizer = Optimizer(replace(optim, clip=1.0), ours)
+    optimizer = Optimizer(replace(optim, clip=1.0), ours, impl="reference")
     norm = optimizer.reduce_gradients()
     assert norm.item() == pytest.approx(flat.double().norm().item(), rel=1e-6)
 
 
 def test_optimizer_goes_on_alike_when_its_state_is_restored(optim: Optim) -> None:
     ours, theirs = groups(), groups()
-    first, second = Optimizer(optim, ours), Optimizer(optim, theirs)
+    first, second = (Optimizer(optim, each, impl="reference") for each in (ours, theirs))
     fill_gradients(ours)
     first.step(scale=1.0, norm=first.reduce_gradients())
     with torch.no_grad():

@@ -191,9 +191,9 @@ def weight_grad(
     _weight_grad[(num_experts * (m // bm) * (n // bn),)](
         left if is_left else matrix(left, bk, bm),
         matrix(right, bk, bn) if is_left else right,
-        matrix(out_eMN, bm, bn),
+        matrix(out_eMN, bm, min(bn, STORE)),
         rows.slot_R, rows.start_e, rows.end_e, accumulate,
-        m, n, is_left, bm, bn, bk, is_wide(left if is_left else right),
+        m, n, is_left, STORE, bm, bn, bk, is_wide(left if is_left else right),
         num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return out_eMN
@@ -391,7 +391,7 @@ def _store_down_grad(da, h, dh, gate, first, n, ACTIVATION: tl.constexpr, GROUP:
 @triton.jit
 def _weight_grad(
     left, right, out, slot_R, start_e, end_e, accumulate,
-    M: tl.constexpr, N: tl.constexpr, GATHER_LEFT: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, GATHER_LEFT: tl.constexpr, STORE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     TILES: tl.constexpr = (M // BM) * (N // BN)
@@ -410,7 +410,19 @@ def _weight_grad(
             a = left.load([r, m])
             b = tl.load(right + start[:, None] + (n + tl.arange(0, BN))[None, :])
         total = tl.dot(a.T, b, total)
-    if accumulate is not None:  # noqa: SIM102 - decided when compiling
-        if tl.load(accumulate) != 0:
-            total += out.load([expert * M + m, n]).to(tl.float32)
-    out.store([expert * M + m, n], total.to(out.dtype))
+    _store_weight_grad(total, out, expert * M + m, n, accumulate, STORE)
+
+
+@triton.jit
+def _store_weight_grad(total, out, row, n, accumulate, STORE: tl.constexpr):
+    """Write columns n.. or add to them, STORE at a time: two programs fit a processor."""
+    WIDTH: tl.constexpr = total.shape[1]
+    if WIDTH > STORE:
+        low, high = _split(total)
+        _store_weight_grad(low, out, row, n, accumulate, STORE)
+        _store_weight_grad(high, out, row, n + WIDTH // 2, accumulate, STORE)
+    else:
+        if accumulate is not None:  # noqa: SIM102 - decided when compiling
+            if tl.load(accumulate) != 0:
+                total += out.load([row, n]).to(tl.float32)
+        out.store([row, n], total.to(out.dtype))

@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nmoe.kernels.check import ANY, check
+from nmoe.kernels.matmul import matmul
 
 BF16, FP32 = torch.bfloat16, torch.float32
-LANES, WIDE = 512, 8  # threads of a row; columns that one reads at once, 16 bytes
+LANES, WIDE = 256, 8  # threads of a row; columns that one reads at once, 16 bytes
+STAGES = 3  # reads in flight
 LOWEST = tl.constexpr(-3e38)  # below every logit, and finite: its differences are never NaN
 
 
@@ -93,21 +95,13 @@ def _run(
         torch.mm(x_cD, weight_VD.T, out=logits_cV)
         _loss_and_grad[(len(x_cD),)](
             logits_cV, targets_T[start:], nats_T[start:],
-            vocabulary, num_real, LANES, WIDE, with_grads, num_warps=LANES // 32,
+            vocabulary, num_real, LANES, WIDE, STAGES, with_grads, num_warps=LANES // 32,
         )  # fmt: skip
         if with_grads:
             dx_TD, dw_VD = grads
-            _product(logits_cV, weight_VD, dx_TD[start : start + chunk], add=False)
-            _product(logits_cV.T, x_cD, dw_VD, add=start > 0)
+            matmul(logits_cV, weight_VD, out=dx_TD[start : start + chunk])
+            matmul(logits_cV.T, x_cD, out=dw_VD, add=start > 0)
     return nats_T, grads
-
-
-def _product(left: Tensor, right: Tensor, out: Tensor, *, add: bool) -> None:
-    """out = left right of bf16 in fp32, or added to it."""
-    if left.is_cuda:
-        torch.addmm(out, left, right, out_dtype=FP32, beta=int(add), out=out)
-    else:  # torch has no such product of bf16 here
-        out.addmm_(left.float(), right.float(), beta=int(add))
 
 
 @triton.jit
@@ -118,36 +112,45 @@ def _logits(row, column, V: tl.constexpr, NUM_REAL: tl.constexpr):
 
 
 @triton.jit
+def _logit_at(row, column):
+    """One logit of bf16, read with its neighbour; -inf at a column below 0."""
+    pair = tl.load((row + column // 2 * 2).to(tl.pointer_type(tl.int32)), mask=column >= 0, other=0)
+    bits = (pair >> (column % 2 * 16)) << 16
+    return tl.where(column >= 0, bits.to(tl.float32, bitcast=True), float("-inf"))
+
+
+@triton.jit
 def _loss_and_grad(
     logits_cV, targets_c, nats_c,
     V: tl.constexpr, NUM_REAL: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr,
-    WITH_GRAD: tl.constexpr,
+    STAGES: tl.constexpr, WITH_GRAD: tl.constexpr,
 ):  # fmt: skip
     """Nats of one token, and softmax - onehot in place of its logits.
 
-    Every lane has a maximum and a sum of its own; they meet once, after the last column.
+    Every lane has a maximum and a sum of its own; they meet once, after the last column. The way
+    back begins where the way there ended, with what the L2 cache still holds.
     """
     token = tl.program_id(0)
     row = logits_cV + token.to(tl.int64) * V
     target = tl.load(targets_c + token)
     target = tl.where((target >= 0) & (target < NUM_REAL), target, -1).to(tl.int32)
+    hit = _logit_at(row, target)
     offset = tl.arange(0, LANES)[:, None] * WIDE + tl.arange(0, WIDE)[None, :]
+    STEPS: tl.constexpr = (V + LANES * WIDE - 1) // (LANES * WIDE)
     peak = tl.full((LANES,), LOWEST, tl.float32)
     total = tl.zeros((LANES,), tl.float32)
-    hit = tl.full((LANES, WIDE), float("-inf"), tl.float32)
-    for first in range(0, V, LANES * WIDE):
-        column = first + offset
-        logit = _logits(row, column, V, NUM_REAL)
+    for step in tl.range(0, STEPS, num_stages=STAGES):
+        logit = _logits(row, step * LANES * WIDE + offset, V, NUM_REAL)
         higher = tl.maximum(peak, tl.max(logit, 1))
         total = total * tl.exp(peak - higher) + tl.sum(tl.exp(logit - higher[:, None]), 1)
         peak = higher
-        hit = tl.where(column == target, logit, hit)
     highest = tl.max(peak, 0)
     log_total = tl.log(tl.sum(total * tl.exp(peak - highest), 0))
-    tl.store(nats_c + token, highest - tl.max(tl.max(hit, 1), 0) + log_total)
+    tl.store(nats_c + token, highest - hit + log_total)
     if WITH_GRAD:
-        for first in range(0, V, LANES * WIDE):
-            column = first + offset
+        tl.debug_barrier()  # every lane has read the target's logit
+        for step in tl.range(0, STEPS, num_stages=STAGES):
+            column = (STEPS - 1 - step) * LANES * WIDE + offset
             grad = tl.exp(_logits(row, column, V, NUM_REAL) - highest - log_total)
             grad = tl.where(column == target, grad - 1.0, grad)
             tl.store(row + column, grad.to(logits_cV.dtype.element_ty), mask=column < V)

@@ -4,9 +4,12 @@ One launch reads the logits once: scores, choices, gates and, where the balance 
 of the normalised scores of each sequence. Backward writes d(logits) in one launch, from the chosen
 scores alone or, with the balance loss, from the logits. Nothing is added up by atomics.
 
+The logits are products of bf16 with fp32 sums: the fp32 weight goes in as two bf16 parts, which
+hold 16 of its 24 bits, and x is bf16 anyway. Gradients are rounded to bf16, as in any linear map.
+
 Of equal s + bias the lowest expert is chosen first; NaN counts as infinity.
 
-Legend: T tokens, B sequences of S tokens, E experts, K top-k, P parts of a sequence.
+Legend: T tokens, D model, B sequences of S tokens, E experts, K top-k, P parts of a sequence.
 """
 
 from typing import Any
@@ -18,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nmoe.kernels.check import ANY, check
+from nmoe.kernels.matmul import matmul
 
 MAX_EXPERTS = 4096
 PART = 16  # tokens, at least, whose probabilities a program adds up
@@ -51,6 +55,18 @@ def route(
     return _Route.apply(logits_TE, bias_E, top_k, batch)
 
 
+def router_logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+    """logits_TE fp32 of bf16 x and the fp32 weight."""
+    dim = x_TD.shape[1]
+    check(
+        "router_logits",
+        x_TD.device,
+        ("x", x_TD, (ANY, dim), torch.bfloat16),
+        ("weight", weight_ED, (ANY, dim), torch.float32),
+    )
+    return _Logits.apply(x_TD, weight_ED)
+
+
 def count_choices(experts_TK: Tensor, num_experts: int, *, batch: int) -> Tensor:
     """count_BE int64: how often each expert was chosen in each sequence."""
     check("count_choices", experts_TK.device, ("experts", experts_TK, (ANY, ANY), torch.int64))
@@ -82,6 +98,25 @@ def _blocks(num_experts: int) -> tuple[int, int, int]:
     """
     bins = triton.next_power_of_2(num_experts)
     return bins, max(1, min(32, 256 // bins)), 1 if bins <= 512 else bins // 256
+
+
+class _Logits(torch.autograd.Function):
+    """x W^T with W in two parts, and the gradients of both."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+        high_ED = weight_ED.bfloat16()
+        low_ED = (weight_ED - high_ED).bfloat16()
+        ctx.save_for_backward(x_TD, high_ED)
+        logits_TE = matmul(x_TD, high_ED.T)
+        return matmul(x_TD, low_ED.T, out=logits_TE, add=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x_TD, high_ED = ctx.saved_tensors
+        dlogits_TE = grads[0].bfloat16()
+        return dlogits_TE @ high_ED, matmul(dlogits_TE.T, x_TD)
 
 
 class _Route(torch.autograd.Function):

@@ -1,10 +1,11 @@
 """Router decision: sigmoid scores, biased top-K choice, renormalised gates, and what was chosen.
 
-Shapes: T tokens of B sequences, E experts, K top-k.
+Shapes: T tokens of B sequences, D model, E experts, K top-k.
 """
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 TINY = 1e-20  # keeps sums of scores from being zero
 
@@ -27,6 +28,11 @@ def route(
     gates_TK = chosen_TK / (chosen_TK.sum(-1, keepdim=True) + TINY)
     probability_BE = None if batch is None else mean_probability(scores_TE, batch)
     return experts_TK, gates_TK, probability_BE
+
+
+def router_logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+    """logits_TE = x W^T in fp32."""
+    return functional.linear(x_TD.float(), weight_ED)
 
 
 def mean_probability(scores_TE: Tensor, batch: int) -> Tensor:

@@ -106,7 +106,7 @@ def test_wrong_call_gets_one_line_and_its_exit_code(arguments, code, message, mo
     ("machine", "preset", "message"),
     [
         ("b200x8", None, "fp8 experts are not built yet. Run: n speedrun super --dtype bf16"),
-        ("h100x8", None, "training on GPUs (impl = triton) is not proven"),
+        ("h100x8", None, "the hardware is fake"),
         ("a100x8", "super", "got compute capability 8.0"),
         ("mig", "super", "MIG mode is on for GPU 0"),
         ("driver_mismatch", "super", "reboot, or reload"),

@@ -13,6 +13,7 @@ from harness import plan as planner
 from harness.errors import Problem
 from harness.hardware import detect
 from nmoe.config import Plan
+from nmoe.flops import count_parameters, padded_vocab
 from nmoe.paths import DataRoot
 from tests.harness.finished_run import make_plan
 
@@ -62,9 +63,11 @@ def test_fp8_is_refused_with_the_command_to_use(root):
     assert problem.exit_code == 3
 
 
-def test_gpu_kernels_are_refused_until_they_are_built(root):
-    whats = [what for _, what in blocking(examine("h100x8", root, "super"))]
-    assert any("training on GPUs" in what for what in whats)
+def test_several_gpus_are_a_warning(root):
+    for hardware, expected in (("h100x8", 1), ("h200x1", 0)):
+        found = [each for each in examine(hardware, root, "super") if "several GPUs" in each.what]
+        assert len(found) == expected
+        assert not any(problem.is_blocking for problem in found)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,16 @@ def test_disk_is_refused_when_checkpoints_would_not_fit(root, monkeypatch):
     found = blocking(pocket_problems(root))
     assert found[0][0] == 3
     assert "nearly full: got 977 KiB free" in found[0][1]
+
+
+def test_disk_needs_no_room_for_checkpoints_that_are_never_due(root, monkeypatch):
+    # a state of 12 bytes a parameter and the weights at the target fit, four states do not
+    free = 28 * count_parameters(make_plan(), padded_vocab(257)).total
+    monkeypatch.setattr(preflight, "SPARE_BYTES", 0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, free))
+    never, often = (pocket_problems(root, overrides=[f"checkpoint.every={n}"]) for n in (0, 100))
+    assert blocking(never) == []
+    assert "nearly full" in blocking(often)[0][1]
 
 
 def test_broken_board_is_refused_before_the_run(root):

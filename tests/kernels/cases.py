@@ -126,6 +126,18 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
+@contextmanager
+def no_host_waits(device: torch.device) -> Iterator[None]:
+    """On a GPU: a host that waits raises."""
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+
+
 def error(got: Tensor, exact: Tensor) -> float:
     """Norm of the difference over the norm of what is right; 0 when both are zero throughout."""
     difference = (got.double() - exact.double()).norm().item()

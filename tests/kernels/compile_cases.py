@@ -19,7 +19,20 @@ from torch import Tensor
 from nmoe.config import Activation, read_config
 from nmoe.expert_layout import Rows, capacity, parts
 from nmoe.flops import padded_vocab
-from nmoe.kernels import combine, experts, linear_cross_entropy, peers, route, sort
+from nmoe.kernels import (
+    adamw,
+    combine,
+    experts,
+    grad_norm,
+    linear_cross_entropy,
+    muon,
+    norm,
+    peers,
+    rotary,
+    route,
+    sort,
+    swiglu,
+)
 from nmoe.ops import ROW_TILE
 from nmoe.paths import REPO_ROOT
 from tests.kernels.offline import compile_cases
@@ -170,6 +183,52 @@ def loss(vocab_size: int, *, dim: int = 768) -> None:
         )
 
 
+def stream(dim: int, *, dtype: torch.dtype = BF16) -> None:
+    """The residual stream and its norm: with and without delta, x' used and unused."""
+    x_TD, delta_TD = (empty(TOKENS, dim, dtype=dtype).requires_grad_() for _ in range(2))
+    weight_D = empty(dim, dtype=FP32).requires_grad_()
+    for delta in (None, delta_TD):
+        both = norm.add_rms_norm(x_TD, delta, weight_D, eps=1e-6)
+        for outputs in (both, both[1:]):
+            torch.autograd.grad(
+                outputs, weight_D, [torch.empty_like(each) for each in outputs], retain_graph=True
+            )
+
+
+def gated(hidden: int, *, dtype: torch.dtype = BF16) -> None:
+    """The activation of dense layers and of shared experts."""
+    h_TG = empty(TOKENS, 2 * hidden, dtype=dtype).requires_grad_()
+    torch.autograd.grad(swiglu.swiglu(h_TG), h_TG, empty(TOKENS, hidden, dtype=dtype))
+
+
+def positions(heads: int, size: int, *, has_norm: bool = True, dtype: torch.dtype = BF16) -> None:
+    """QK-norm and rotation, of gradients by token and by head."""
+    qkv_BSPHN = empty(2, TOKENS // 2, 3, heads, size, dtype=dtype).requires_grad_()
+    table = (empty(TOKENS // 2, size // 2, dtype=FP32) for _ in range(2))
+    weights = (empty(size, dtype=FP32).requires_grad_() if has_norm else None for _ in range(2))
+    outputs = rotary.rotary_norm(qkv_BSPHN, *weights, *table, eps=1e-6)
+    for grads in ([torch.empty_like(y) for y in outputs], [y.new_empty(y.shape) for y in outputs]):
+        torch.autograd.grad(outputs, qkv_BSPHN, grads, retain_graph=True)
+
+
+def optimizers(*sizes: tuple[int, ...]) -> None:
+    """Both updates of a stack of matrices, with and without a bf16 copy, columns packed or not."""
+    now = empty(3, dtype=torch.float64)
+    for size in sizes:
+        p, g, m, v = (empty(*size, dtype=FP32) for _ in range(4))
+        grad_norm.sum_squares([p])
+        for copy in (None, empty(*size)):
+            adamw.adamw(
+                [p], [g], [m], [v], [copy],
+                now=now, lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1,
+            )  # fmt: skip
+            for packed in (False, True) if len(size) == 3 else (False,):
+                muon.muon(
+                    [p], [g], [m], [copy], now=now, lr=1e-3, momentum=0.95, weight_decay=0.1,
+                    is_in_first=[True], packed=[packed],
+                )  # fmt: skip
+
+
 CASES: dict[str, Callable[[], None]] = {
     **{f"layer {name}": partial(layer, shape) for name, shape in SHAPES.items()},
     **{f"routing {name}": partial(routing, shape) for name, shape in SHAPES.items()},
@@ -190,6 +249,27 @@ CASES: dict[str, Callable[[], None]] = {
     "routing of 8 ranks": partial(routing, SHAPES["super"], ranks=8),
     **{f"{n} ranks": partial(between_ranks, SHAPES["super"], ranks=n) for n in (2, 8)},
     **{f"loss over {size}": partial(loss, size) for size in (257, 50_257, 151_643)},
+    **{f"stream of {dim}": partial(stream, dim) for dim in (64, 768, 2048, 8192)},
+    "stream in fp32": partial(stream, 768, dtype=FP32),
+    **{f"gated {hidden}": partial(gated, hidden) for hidden in (64, 384, 768, 2816, 3072, 11264)},
+    "gated in fp32": partial(gated, 384, dtype=FP32),
+    **{
+        f"positions of {heads} x {size}": partial(positions, heads, size)
+        for heads, size in ((12, 64), (16, 128), (4, 16), (8, 32), (2, 256))
+    },
+    "positions without a norm": partial(positions, 12, 64, has_norm=False),
+    "positions in fp32": partial(positions, 12, 64, dtype=FP32),
+    **{
+        f"update {name}": partial(
+            optimizers,
+            (2, shape.dim, shape.hidden * parts(shape.activation)),
+            (2, shape.hidden, shape.dim),
+            (shape.dim, shape.dim),
+        )
+        for name in ("moonlet", "moe", "relu_squared")
+        if (shape := SHAPES[name])
+    },
+    "update past 2^31": partial(optimizers, (4096, 768, 768)),
     "micro-batches": partial(micro_batches, SHAPES["super"]),
     "64-bit offsets": partial(layer, SHAPES["super"], slots=2**31 // 768 + 1),
 }

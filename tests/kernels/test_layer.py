@@ -43,12 +43,11 @@ def make_layer(problem: Problem, folder: Path) -> Experts:
         ),
     )
     transport = Single(num_experts=num_experts, dtype=torch.bfloat16, impl="triton")
-    layer = Experts(config, transport, layer=0).to(problem.x_TD.device)
+    layer = Experts(config, transport, layer=0, dtype=torch.bfloat16).to(problem.x_TD.device)
     with torch.no_grad():
-        layer.w1_eDF.copy_(problem.w1_EDF)
+        layer.w13_eDG.copy_(pack(problem.w1_EDF, problem.w3_EDF))
         layer.w2_eFD.copy_(problem.w2_EFD)
-        if layer.w3_eDF is not None and problem.w3_EDF is not None:
-            layer.w3_eDF.copy_(problem.w3_EDF)
+    layer.refresh()
     return layer
 
 
@@ -56,10 +55,8 @@ def run(layer: Experts, problem: Problem) -> tuple[Tensor, ...]:
     """(y, dx, dgates, dw13, dw2), as `plain_layer` gives them."""
     x_TD, gates_TK = (each.detach().requires_grad_() for each in (problem.x_TD, problem.gates_TK))
     y_TD = layer(x_TD, problem.experts_TK, gates_TK)
-    w1w3 = (layer.w1_eDF, *(() if layer.w3_eDF is None else (layer.w3_eDF,)))
-    leaves = (x_TD, gates_TK, layer.w2_eFD, *w1w3)
-    dx, dgates, dw2, dw1, *dw3 = torch.autograd.grad(y_TD, leaves, problem.dy_TD)
-    return y_TD.detach(), dx, dgates, pack(dw1, dw3[0] if dw3 else None), dw2
+    leaves = (x_TD, gates_TK, layer.w13_eDG, layer.w2_eFD)
+    return y_TD.detach(), *torch.autograd.grad(y_TD, leaves, problem.dy_TD)
 
 
 def assert_all_no_worse(got: Sequence[Tensor], problem: Problem) -> None:

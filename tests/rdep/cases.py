@@ -137,17 +137,18 @@ def layer_of_model(rank: int, world: int, problem: Problem) -> dict[str, Tensor]
         model=SimpleNamespace(dim=DIM, impl="reference"),
         experts=SimpleNamespace(hidden=HIDDEN, activation="swiglu"),
     )
-    module = Experts(config, transport, layer=0).to(problem.dtype)
-    module.load_state_dict({"w1_eDF": t["w1"], "w2_eFD": t["w2"], "w3_eDF": t["w3"]})
+    module = Experts(config, transport, layer=0, dtype=torch.float32).to(problem.dtype)
+    module.load_state_dict({"w13_eDG": pack(t["w1"], t["w3"]), "w2_eFD": t["w2"]})
     with torch.no_grad():
         y_without_grad = module(t["x"], t["ids"], t["gates"])
     x, gates = t["x"].requires_grad_(), t["gates"].requires_grad_()
     y = module(x, t["ids"], gates)
     y.backward(t["dy"])
     transport.close()
-    assert module.w3_eDF is not None
+    dw1, dw3 = unpack(grad(module.w13_eDG), activation="swiglu")
+    assert dw3 is not None
     result = {"y": y.detach(), "dx": grad(x), "dgates": grad(gates)}
-    result |= {"dw1": grad(module.w1_eDF), "dw2": grad(module.w2_eFD), "dw3": grad(module.w3_eDF)}
+    result |= {"dw1": dw1, "dw2": grad(module.w2_eFD), "dw3": dw3}
     return result | {"y_without_grad": y_without_grad}
 
 

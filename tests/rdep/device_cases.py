@@ -153,13 +153,12 @@ def layers(rank: int, world: int, passes: list[Pass]) -> list[dict[str, Tensor]]
         )
         w1, w2, w3 = (t[name][local].to(device) for name in ("w1", "w2", "w3"))
         module = experts(transport, layer=each.layer).to(device)
-        module.load_state_dict({"w1_eDF": w1, "w2_eFD": w2, "w3_eDF": w3})
+        module.load_state_dict({"w13_eDG": pack(w1, w3), "w2_eFD": w2})
         x, gates = x.requires_grad_(), gates.requires_grad_()
         y = module(x, ids, gates)
-        assert module.w3_eDF is not None
-        leaves = (x, gates, module.w1_eDF, module.w2_eFD, module.w3_eDF)
-        dx, dgates, dw1, dw2, dw3 = torch.autograd.grad(y, leaves, dy)
-        found = {"y": y.detach(), "dx": dx, "dgates": dgates, "dw2": dw2, "dw13": pack(dw1, dw3)}
+        leaves = (x, gates, module.w13_eDG, module.w2_eFD)
+        dx, dgates, dw13, dw2 = torch.autograd.grad(y, leaves, dy)
+        found = {"y": y.detach(), "dx": dx, "dgates": dgates, "dw2": dw2, "dw13": dw13}
         answers.append({name: value.cpu() for name, value in found.items()})
     transport.check()
     transport.close()
@@ -185,7 +184,7 @@ def experts(transport: Transport, *, layer: int) -> Experts:
         model=SimpleNamespace(dim=DIM, impl="triton"),
         experts=SimpleNamespace(hidden=HIDDEN, activation="swiglu"),
     )
-    return Experts(config, transport, layer=layer)
+    return Experts(config, transport, layer=layer, dtype=torch.bfloat16)
 
 
 def absent(rank: int, world: int) -> str:

@@ -405,7 +405,7 @@ def trace_of_code(
         num_layers=2,
         dtype=dtype,
     )
-    layers = [Experts(config, transport, layer=n) for n in range(2)]
+    layers = [Experts(config, transport, layer=n, dtype=torch.float32) for n in range(2)]
     for parameter in (each for layer in layers for each in layer.parameters()):
         parameter.data.normal_()
     experts_TK = torch.tensor([[0, 7], [5, 1], [2, 3]])
