@@ -104,24 +104,26 @@ def _memory_problems(plan: Plan, detection: Detection) -> list[Problem]:
     parameters = count_parameters(plan, padded_vocab(VOCAB_SIZE.get(plan.data.tokenizer, 0)))
     dense = parameters.total - parameters.expert
     per_rank = BYTES_PER_PARAMETER[plan.device] * (dense + parameters.expert // plan.world)
-    if plan.device == "cuda":
-        memory = detection.hardware.memory_bytes
-        if memory is None or per_rank < memory:
-            return []
+    found: list[Problem] = []
+    # A checkpoint is copied to host memory and written from there.
+    needed = SAVED_BYTES_PER_PARAMETER * parameters.total
+    if plan.device == "cpu":
+        needed += plan.world * (RANK_BYTES + per_rank)
+        found += _peer_problems(plan)
+    elif (memory := detection.hardware.memory_bytes) is not None and memory <= per_rank:
         what = (
             f"weights and optimizer may not fit: about {text.bytes_(per_rank)} a rank,"
             f" a GPU has {text.bytes_(memory)}"
         )
-        return [Problem(what=what, fix="Use more GPUs.", exit_code=WARNING)]
-    found: list[Problem] = []
-    needed, free = plan.world * (RANK_BYTES + per_rank), _available_bytes()
+        found.append(Problem(what=what, fix="Use more GPUs.", exit_code=WARNING))
+    free = None if plan.hardware.is_fake else _available_bytes()
     if free is not None and free < needed:
         what = (
-            f"memory may not suffice: about {text.bytes_(needed)} needed,"
+            f"host memory may not suffice: about {text.bytes_(needed)} needed,"
             f" {text.bytes_(free)} available"
         )
         found.append(Problem(what=what, fix="Close other programs.", exit_code=WARNING))
-    return found + _peer_problems(plan)
+    return found
 
 
 def _peer_problems(plan: Plan) -> list[Problem]:

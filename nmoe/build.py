@@ -4,7 +4,7 @@ import hashlib
 import os
 import resource
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from nmoe import checkpoint, dist
-from nmoe.checkpoint import Progress, Saved
+from nmoe.checkpoint import Progress, Saved, Stage, Writer
 from nmoe.config import ConfigError, Plan, config_digest
-from nmoe.control import Control
+from nmoe.control import Control, StopReason
 from nmoe.data.loader import Cursor, FlowData, Loader, validation_windows
 from nmoe.data.manifest import DataError, digest, verify_sizes
 from nmoe.data.tokenizer import Tokenizer, open_tokenizer
@@ -32,8 +32,10 @@ from nmoe.optim import Optimizer
 from nmoe.paths import DataRoot, RunFolder
 from nmoe.rdep import Transport, open_transport
 from nmoe.report import Reporter
+from nmoe.snapshot import Snapshot
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SLOW_SAVE_S = 1.0  # training that waits longer for the disk is worth a word
 WIDEST_ITEM = 8  # rows of one CORE item that go through together; the widest has 5 options
 
 
@@ -61,8 +63,10 @@ class Run:
     report: Reporter
     control: Control
     fingerprint: str
+    writer: Writer
     parameters: Parameters
     flops_per_token: int
+    snapshot: Snapshot = field(default_factory=Snapshot)
     step: int = 0
     reached: Progress | None = None
 
@@ -91,7 +95,7 @@ def build(
     clock = Clock(sync=torch.cuda.synchronize) if device.type == "cuda" else Clock()
     tokenizer = open_tokenizer(plan.data.tokenizer)
     data = root.dataset(plan.data.data_path)
-    digests = [_train_digest(plan, root), digest(verify_sizes(data / "val"))]
+    fingerprint = _fingerprint(plan, _train_digest(plan, root), digest(verify_sizes(data / "val")))
     transport = make_transport(plan, world, device)
     model = make_model(plan, transport, vocab_size=tokenizer.vocab_size, device=device)
     init_weights(model, seed=plan.train.seed)
@@ -117,7 +121,10 @@ def build(
         loader_wait=Stopwatch(),
         report=report,
         control=control,
-        fingerprint=_fingerprint(plan, digests),
+        fingerprint=fingerprint,
+        writer=Writer(
+            folder.checkpoints, fingerprint=fingerprint, world=world, keep=plan.checkpoint.keep
+        ),
         parameters=count_parameters(plan, padded_vocab(tokenizer.vocab_size)),
         flops_per_token=flops_per_token(plan, padded_vocab(tokenizer.vocab_size)),
     )
@@ -167,30 +174,56 @@ def make_model(
 
 
 def save(run: Run, kind: Literal["step", "target"], *, loss: float | None = None) -> Progress:
-    """Write a checkpoint off the clock; at the target only weights, with the passing `loss`."""
-    began = time.perf_counter()
+    """Copy the state off the clock; it is written while training goes on, until `settle`.
+
+    At the target only weights, with the passing `loss`, and they are waited for. Raises OSError on
+    all ranks when one could not write.
+    """
+    waited_s = settle(run)
+    if waited_s > SLOW_SAVE_S:
+        run.report.alert(
+            "slow-checkpoint",
+            f"training waited {waited_s:.1f} s at step {run.step}: the checkpoint before was still"
+            " being written. Save less often (checkpoint.every) or to a faster disk.",
+        )
     run.transport.check()
     with run.clock.paused("checkpoint_s"):
         progress = current_progress(run, loss=loss)
-        replicated: dict[str, Any] = {"model": _model_state(run.model, is_expert=False)}
-        local: dict[str, Any] = {"model": _model_state(run.model, is_expert=True)}
-        if kind == "step":
-            replicated["optimizer"] = run.optimizer.state(is_expert=False)
-            local["optimizer"] = run.optimizer.state(is_expert=True)
-            local["cursor"] = [run.loader.cursor.epoch, run.loader.cursor.index]
-            local["rng"] = torch.get_rng_state()
-        saved = checkpoint.save(
-            run.folder.checkpoints,
-            kind=kind,
-            progress=progress,
-            fingerprint=run.fingerprint,
-            world=run.world,
-            replicated=replicated,
-            local=local,
-            keep=run.plan.checkpoint.keep,
-        )
-    run.report.checkpoint(saved, seconds=time.perf_counter() - began)
+        state = run.snapshot.take(_state(run, kind))
+    # a part of the metrics ends with the checkpoint, before rows of later steps come
+    run.report.flush()
+    run.writer.start(kind, progress, replicated=state["replicated"], local=state["local"])
+    if kind == "target":
+        settle(run)
     return progress
+
+
+def settle(run: Run) -> float:
+    """Wait off the clock until no checkpoint is being written; the seconds it took.
+
+    Raises OSError on all ranks when one could not write.
+    """
+    if not run.writer.is_busy:
+        return 0.0
+    before_s = run.clock.checkpoint_s
+    with run.clock.paused("checkpoint_s"):
+        saved = run.writer.wait()
+    _publish(run, saved)
+    return run.clock.checkpoint_s - before_s
+
+
+def agree(run: Run) -> StopReason:
+    """Why to stop, if any rank was asked to, the same on all ranks.
+
+    A checkpoint that every rank has written goes on to be whole. Raises OSError on all ranks when
+    one could not write.
+    """
+    own = torch.tensor([int(run.control.reason()), int(run.writer.stage)])
+    reason, stage = dist.all_reduce(own, "max").tolist()
+    saved = run.writer.advance(Stage(stage))
+    if saved is not None:
+        _publish(run, saved)
+    return StopReason(reason)
 
 
 def current_progress(run: Run, *, loss: float | None = None) -> Progress:
@@ -234,6 +267,8 @@ def restore(run: Run, saved: Saved) -> None:
 def close(run: Run) -> None:
     """Let go of threads, files and shared memory."""
     run.loader.close()
+    run.writer.close()
+    run.snapshot.close()
     run.transport.close()
     run.report.close()
 
@@ -287,9 +322,32 @@ def _open_loader(plan: Plan, root: DataRoot, world: dist.World, cursor: Cursor) 
     )
 
 
-def _fingerprint(plan: Plan, data_digests: list[str]) -> str:
+def _fingerprint(plan: Plan, *data_digests: str) -> str:
     parts = [config_digest(plan), plan.dtype, *data_digests]
     return hashlib.sha256("/".join(parts).encode()).hexdigest()
+
+
+def _state(run: Run, kind: Literal["step", "target"]) -> dict[str, dict[str, Any]]:
+    """What this rank writes at a checkpoint; all ranks call it together, as the optimizer asks."""
+    replicated: dict[str, Any] = {"model": _model_state(run.model, is_expert=False)}
+    local: dict[str, Any] = {"model": _model_state(run.model, is_expert=True)}
+    if kind == "step":
+        replicated["optimizer"] = run.optimizer.state(is_expert=False)
+        local["optimizer"] = run.optimizer.state(is_expert=True)
+        local["cursor"] = [run.loader.cursor.epoch, run.loader.cursor.index]
+        local["rng"] = torch.get_rng_state()
+    return {"replicated": replicated if run.world.is_main else {}, "local": local}
+
+
+def _publish(run: Run, saved: Saved) -> None:
+    """Say that a checkpoint is whole; its progress is as of the moment its pause began."""
+    run.clock.read()
+    began = saved.manifest.progress
+    run.report.checkpoint(
+        saved,
+        seconds=run.clock.wall_s - began.wall_s,
+        paused_s=run.clock.checkpoint_s - began.checkpoint_s,
+    )
 
 
 def _model_state(model: Transformer, *, is_expert: bool) -> dict[str, Tensor]:

@@ -4,11 +4,15 @@ checkpoints/step_00000500/    replicated.pt  rank_0.pt …  manifest.json    eve
 checkpoints/target_00003300/  replicated.pt  rank_0.pt …  manifest.json    weights at the target
 """
 
+import hashlib
+import io
 import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from concurrent import futures
+from dataclasses import asdict, dataclass, replace
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,51 +77,117 @@ class Saved:
         return sum(info["bytes"] for info in self.manifest.files.values())
 
 
-def save(
-    folder: Path,
-    *,
-    kind: Kind,
-    progress: Progress,
-    fingerprint: str,
-    world: dist.World,
-    replicated: Mapping[str, Any],
-    local: Mapping[str, Any],
-    keep: int,
-) -> Saved:
-    """Write a checkpoint on all ranks; it exists only once every rank has written its part.
+class Stage(IntEnum):
+    """How a rank's job stands; ranks agree by the maximum."""
 
-    `replicated` is written by rank 0, `local` by each rank. Older checkpoints of the same kind
-    beyond the newest `keep` are removed. Raises OSError (disk full) with nothing renamed.
+    READY = 0
+    BUSY = 1
+    FAILED = 2
+
+
+class Writer:
+    """Writes checkpoints while training goes on, one at a time.
+
+    There are two jobs: every rank writes its files, then rank 0 the manifest. Ranks go from one to
+    the other together: `advance` with the stage they agreed on, or `wait`, until one of them
+    returns the checkpoint. Both raise OSError on all ranks when one could not write.
     """
-    path = folder / f"{kind}_{progress.step:08d}"
-    temporary = folder / f".{path.name}.tmp"
-    if world.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    dist.barrier()
-    parts = {f"rank_{world.rank}.pt": local}
-    if world.is_main:
-        parts["replicated.pt"] = replicated
-    written = {name: _write(temporary / name, content) for name, content in parts.items()}
-    files = {name: info for part in dist.gather(written) for name, info in part.items()}
-    manifest = Manifest(
-        format=FORMAT,
-        kind=kind,
-        world=world.size,
-        fingerprint=fingerprint,
-        progress=progress,
-        files=dict(sorted(files.items())),
-    )
-    if world.is_main:
-        write_atomic(temporary / "manifest.json", json.dumps(asdict(manifest), indent=1) + "\n")
-        fsync_dir(temporary)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
-        fsync_dir(folder)
-        for old in find(folder, kind=kind)[:-keep]:
-            shutil.rmtree(old)
-    dist.barrier()
-    return Saved(path=path, manifest=manifest)
+
+    def __init__(self, folder: Path, *, fingerprint: str, world: dist.World, keep: int) -> None:
+        """Remove what killed attempts left half written; no rank writes before the first step.
+
+        Of each kind the newest `keep` checkpoints are kept.
+        """
+        self._folder = folder
+        self._fingerprint = fingerprint
+        self._world = world
+        self._keep = keep
+        self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._job: futures.Future[dict[str, Any]] | None = None
+        self._manifest: Manifest | None = None
+        if world.is_main:
+            for leftover in folder.glob(".*.tmp"):
+                shutil.rmtree(leftover)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a checkpoint is not whole yet; the same on all ranks."""
+        return self._job is not None
+
+    @property
+    def stage(self) -> Stage:
+        """How this rank's job stands."""
+        if self._job is None:
+            return Stage.READY
+        if not self._job.done():
+            return Stage.BUSY
+        return Stage.READY if self._job.exception() is None else Stage.FAILED
+
+    def start(
+        self,
+        kind: Kind,
+        progress: Progress,
+        *,
+        replicated: Mapping[str, Any],
+        local: Mapping[str, Any],
+    ) -> None:
+        """Begin to write: `local` on each rank, `replicated` on rank 0.
+
+        Nobody may change the tensors in them before the checkpoint is whole.
+        """
+        assert self._job is None
+        self._manifest = Manifest(
+            format=FORMAT,
+            kind=kind,
+            world=self._world.size,
+            fingerprint=self._fingerprint,
+            progress=progress,
+            files={},
+        )
+        parts = {f"rank_{self._world.rank}.pt": local}
+        if self._world.is_main:
+            parts["replicated.pt"] = replicated
+        temporary = _temporary(self._path(self._manifest))
+        self._job = self._thread.submit(_write_parts, temporary, parts)
+
+    def advance(self, agreed: Stage) -> Saved | None:
+        """Go on when no rank is busy; the checkpoint once it is whole."""
+        if self._job is None or self._manifest is None or agreed is Stage.BUSY:
+            return None
+        path = self._path(self._manifest)
+        results = dist.gather(_result(self._job))
+        errors = [f"rank {i}: {text}" for i, text in enumerate(results) if isinstance(text, str)]
+        if errors:
+            raise OSError(
+                f"checkpoint {path.name} could not be written: {'; '.join(errors)}."
+                " Mend that (free space, permissions) and resume the run."
+            )
+        if self._manifest.files:
+            saved = Saved(path=path, manifest=self._manifest)
+            self._job = self._manifest = None
+            return saved
+        files = {name: info for part in results for name, info in part.items()}
+        self._manifest = replace(self._manifest, files=dict(sorted(files.items())))
+        if self._world.is_main:
+            self._job = self._thread.submit(_finish, path, self._manifest, keep=self._keep)
+        return None
+
+    def wait(self) -> Saved:
+        """The checkpoint at hand once it is whole."""
+        assert self._job is not None
+        saved = None
+        while saved is None:
+            futures.wait([self._job])
+            agreed = dist.all_reduce(torch.tensor(int(self.stage)), "max")
+            saved = self.advance(Stage(int(agreed.item())))
+        return saved
+
+    def close(self) -> None:
+        """End the thread after the job at hand."""
+        self._thread.shutdown()
+
+    def _path(self, manifest: Manifest) -> Path:
+        return self._folder / f"{manifest.kind}_{manifest.progress.step:08d}"
 
 
 def find(folder: Path, *, kind: Kind) -> list[Path]:
@@ -171,12 +241,62 @@ def load_weights(saved: Saved) -> dict[str, Tensor]:
     return weights | {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    with path.open("wb") as file:
-        torch.save(dict(content), file)
+def write_part(path: Path, content: Mapping[str, Any]) -> FileInfo:
+    """Write one file of a checkpoint to disk; raises OSError."""
+    with _HashedFile(path) as file:
+        try:
+            torch.save(dict(content), file)
+        except RuntimeError as error:
+            # torch ends its archive even on a full disk, and complains of that instead
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         file.flush()
         os.fsync(file.fileno())
-    return asdict(FileInfo(bytes=path.stat().st_size, sha256=file_digest(path)))
+        return FileInfo(bytes=file.tell(), sha256=file.sha256.hexdigest())
+
+
+class _HashedFile(io.BufferedWriter):
+    """A file whose digest comes with the one pass over its bytes, which torch writes in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "w"))
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: Any, /) -> int:
+        self.sha256.update(data)
+        return super().write(data)
+
+
+def _write_parts(temporary: Path, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    temporary.mkdir(parents=True, exist_ok=True)
+    return {name: asdict(write_part(temporary / name, part)) for name, part in parts.items()}
+
+
+def _finish(path: Path, manifest: Manifest, *, keep: int) -> dict[str, Any]:
+    """Manifest last, then the rename that makes it a checkpoint; the oldest of its kind go."""
+    temporary = _temporary(path)
+    write_atomic(temporary / "manifest.json", json.dumps(asdict(manifest), indent=1) + "\n")
+    fsync_dir(temporary)
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(temporary, path)
+    fsync_dir(path.parent)
+    for old in find(path.parent, kind=manifest.kind)[:-keep]:
+        # half deleted it must not look whole
+        shutil.rmtree(old.rename(_temporary(old)))
+    return {}
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _result(job: futures.Future[dict[str, Any]]) -> dict[str, Any] | str:
+    """What a job came to, or why it failed; nothing while it is busy."""
+    try:
+        return job.result() if job.done() else {}
+    except OSError as error:
+        return str(error)
 
 
 def _read(saved: Saved, name: str) -> dict[str, Any]:

@@ -134,13 +134,14 @@ class RouterEvent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointEvent(Event):
-    """A checkpoint stands whole on disk."""
+    """A checkpoint is whole on disk, `seconds` after its step; the clock stood for `paused_s`."""
 
     kind: ClassVar[str] = "ckpt"
     step: int
     name: str
     bytes: int
     seconds: float
+    paused_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,9 +315,8 @@ KINDS: dict[str, type[Event]] = {
     cls.kind: cls
     for cls in (
         *(PhaseEvent, PrepEvent, LaunchEvent, RankEvent, CompileEvent, StepEvent, ValEvent),
-        *(RouterEvent, CheckpointEvent, EpochEvent, StageEvent, CoreTaskEvent),
-        *(CoreEvent, AlertEvent, StopRequestEvent, StopAckEvent, OutcomeEvent),
-        *(ExitEvent, ResultEvent, GpuEvent),
+        *(RouterEvent, CheckpointEvent, EpochEvent, StageEvent, CoreTaskEvent, CoreEvent, GpuEvent),
+        *(AlertEvent, StopRequestEvent, StopAckEvent, OutcomeEvent, ExitEvent, ResultEvent),
     )
 }
 

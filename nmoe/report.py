@@ -175,15 +175,15 @@ class Reporter:
         else:
             self.event(EpochEvent(step=step, epoch=began.epoch, source=began.source))
 
-    def checkpoint(self, saved: Saved, *, seconds: float) -> None:
-        """Publish a whole checkpoint; metric rows up to it are on disk from here on."""
-        self.flush()
+    def checkpoint(self, saved: Saved, *, seconds: float, paused_s: float) -> None:
+        """Publish a whole checkpoint."""
         self.event(
             CheckpointEvent(
                 step=saved.manifest.progress.step,
                 name=saved.path.name,
                 bytes=saved.bytes,
                 seconds=seconds,
+                paused_s=paused_s,
             )
         )
 
@@ -270,7 +270,10 @@ def _spoken(event: Event) -> str:
         case ValEvent():
             return f"validation after step {event.step}: loss {event.loss:.4f}, bpb {event.bpb:.4f}"
         case CheckpointEvent():
-            return f"checkpoint {event.name}: {event.bytes} bytes in {event.seconds:.2f} s"
+            return (
+                f"checkpoint {event.name}: {event.bytes} bytes, whole after {event.seconds:.2f} s,"
+                f" {event.paused_s or 0:.2f} s of them off the clock"
+            )
         case CoreTaskEvent():
             kind = "interim core" if event.is_interim else "core"
             return (

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nmoe import dist, standalone
-from nmoe.build import Run, build, close, current_progress, peak_memory_bytes, save
+from nmoe.build import Run, agree, build, close, current_progress, peak_memory_bytes, save, settle
 from nmoe.checkpoint import CheckpointError
 from nmoe.config import ConfigError, Plan, read_plan
 from nmoe.control import Control, StopReason
@@ -128,13 +128,13 @@ def learning_rate_scale(run: Run) -> float:
 
 
 def log_step(run: Run) -> StopReason:
-    """Publish the interval; ranks agree here on the loss and on whether to stop.
+    """Publish the interval; ranks agree here on the loss, on whether to stop, on a checkpoint.
 
     Raises Diverged on every rank for a loss that is not finite or a collapsed router.
     """
     run.transport.check()
     losses = dist.all_reduce(run.meter.loss_share().clone())
-    reason = stop_reason(run)
+    reason = agree(run)
     if reason:
         run.control.acknowledge()
     interval = run.meter.take(loss_sum=losses.item(), train_s=run.clock.read())
@@ -169,12 +169,6 @@ def log_step(run: Run) -> StopReason:
     return reason
 
 
-def stop_reason(run: Run) -> StopReason:
-    """Why to stop, if any rank was asked to; the same on all ranks."""
-    reason = dist.all_reduce(torch.tensor(int(run.control.reason())), "max")
-    return StopReason(int(reason.item()))
-
-
 def validation_step(run: Run) -> Validation:
     """Validate off the clock and publish the result."""
     run.report.event(PhaseEvent(phase="validating"))
@@ -205,7 +199,7 @@ def interim_step(run: Run) -> None:
 
     def on_task(index: int, count: int, score: TaskScore) -> None:
         run.report.core_task(run.step, index, count, score, is_interim=True)
-        if stop_reason(run):
+        if agree(run):
             raise _CutShort
 
     try:
@@ -221,7 +215,8 @@ def interim_step(run: Run) -> None:
 
 
 def leave(run: Run, reason: StopReason) -> NoReturn:
-    """Say that the request is honoured and raise Stopped."""
+    """Say that the request is honoured, with everything on disk, and raise Stopped."""
+    settle(run)
     why = reason.name.lower()
     run.report.event(StopAckEvent(step=run.step, reason=why))
     raise Stopped(f"stopped after step {run.step}: {why}")
@@ -233,7 +228,7 @@ def finish(run: Run) -> None:
 
     def on_task(index: int, count: int, score: TaskScore) -> None:
         run.report.core_task(run.step, index, count, score)
-        reason = stop_reason(run)
+        reason = agree(run)
         if reason:
             run.control.acknowledge()
             leave(run, reason)
@@ -279,10 +274,11 @@ def train(run: Run) -> tuple[Status, str]:
 def conclude(run: Run, status: Status, message: str) -> None:
     """Publish how the attempt ended; with the target reached, as of the passing validation."""
     run.clock.stop()
-    at = run.reached or current_progress(run)
-    peak = peak_memory_bytes(run)
     if message:
         run.report.alert(status, message, level="info" if status == "interrupted" else "error")
+    settle(run)
+    at = run.reached or current_progress(run)
+    peak = peak_memory_bytes(run)
     run.report.event(
         OutcomeEvent(
             status=status,

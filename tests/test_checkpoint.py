@@ -1,15 +1,21 @@
 """Checkpoints are whole or absent, belong to one run, and notice every changed byte."""
 
+import errno
 import json
+import os
 import resource
+import shutil
+import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from nmoe import checkpoint
-from nmoe.checkpoint import CheckpointError, Progress
+from nmoe.checkpoint import CheckpointError, FileInfo, Progress, Stage, Writer
 from nmoe.dist import World
 
 WORLD = World(rank=0, size=1)
@@ -21,15 +27,19 @@ PROGRESS = Progress(
 def save(
     folder: Path, step: int = 10, *, kind: checkpoint.Kind = "step", keep: int = 2, size: int = 3
 ) -> checkpoint.Saved:
-    return checkpoint.save(
-        folder,
-        kind=kind,
-        progress=replace(PROGRESS, step=step),
-        fingerprint="abc",
-        world=WORLD,
+    writer = Writer(folder, fingerprint="abc", world=WORLD, keep=keep)
+    start(writer, step, kind=kind, size=size)
+    saved = writer.wait()
+    writer.close()
+    return saved
+
+
+def start(writer: Writer, step: int, *, kind: checkpoint.Kind = "step", size: int = 3) -> None:
+    writer.start(
+        kind,
+        replace(PROGRESS, step=step),
         replicated={"model": {"w": torch.arange(3.0)}},
         local={"model": {"e": torch.ones(size)}, "cursor": [1, 2]},
-        keep=keep,
     )
 
 
@@ -74,20 +84,105 @@ def test_checkpoint_without_a_manifest_does_not_exist(tmp_path: Path) -> None:
     assert newest.manifest.progress.step == 10
 
 
+def make_writer(folder: Path) -> Writer:
+    return Writer(folder, fingerprint="abc", world=WORLD, keep=2)
+
+
+def newest_step(folder: Path) -> int | None:
+    newest = checkpoint.newest(folder)
+    return newest.manifest.progress.step if newest else None
+
+
 def test_checkpoint_leaves_the_older_one_when_the_disk_is_full(tmp_path: Path) -> None:
     save(tmp_path, 10)
+    writer = make_writer(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
-        with pytest.raises((OSError, RuntimeError)):
-            save(tmp_path, 20, size=1 << 20)
+        start(writer, 20, size=1 << 20)
+        with pytest.raises(OSError, match=r"step_00000020 .* rank 0: \[Errno 27\] File too large"):
+            writer.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.close()
     newest = checkpoint.newest(tmp_path)
     assert newest is not None
     assert newest.manifest.progress.step == 10
     checkpoint.load(newest, fingerprint="abc", world=WORLD)
     assert save(tmp_path, 20).manifest.progress.step == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000010", "step_00000020"]
+
+
+def test_writer_lets_its_caller_go_on_and_is_whole_only_after_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 10)
+    write, disk = checkpoint.write_part, threading.Event()
+
+    def write_slowly(path: Path, content: Mapping[str, Any]) -> FileInfo:
+        disk.wait()
+        return write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_part", write_slowly)
+    writer = make_writer(tmp_path)
+    assert (writer.is_busy, writer.stage) == (False, Stage.READY)
+    start(writer, 20)
+    assert (writer.is_busy, writer.stage) == (True, Stage.BUSY)
+    assert writer.advance(Stage.BUSY) is None
+    assert newest_step(tmp_path) == 10
+    disk.set()
+    saved = writer.wait()
+    assert (writer.is_busy, writer.stage) == (False, Stage.READY)
+    assert newest_step(tmp_path) == saved.manifest.progress.step == 20
+    assert writer.advance(Stage.READY) is None
+    writer.close()
+
+
+def test_writer_goes_no_further_while_another_rank_is_busy(tmp_path: Path) -> None:
+    writer = make_writer(tmp_path)
+    start(writer, 10)
+    writer.close()  # its job is done, but nobody has said so of the others
+    assert writer.stage is Stage.READY
+    assert writer.advance(Stage.BUSY) is None
+    assert newest_step(tmp_path) is None
+    assert (tmp_path / ".step_00000010.tmp" / "rank_0.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("owner", "call", "whole"),
+    [
+        (checkpoint, "write_part", 10),
+        (checkpoint, "write_atomic", 10),
+        (checkpoint, "fsync_dir", 10),
+        (os, "replace", 10),
+        (shutil, "rmtree", 20),  # when the oldest goes, the new one stands
+    ],
+)
+def test_writer_leaves_an_old_or_a_new_checkpoint_when_any_call_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, call: str, whole: int
+) -> None:
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+    writer = make_writer(tmp_path)
+
+    def fail(*args: object, **options: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        if call == "rmtree":
+            patch.setattr(owner, call, lambda path, ignore_errors=False: ignore_errors or fail())
+        else:
+            patch.setattr(owner, call, fail)
+        start(writer, 20)
+        with pytest.raises(OSError, match="rank 0: .* Input/output error"):
+            writer.wait()
+    writer.close()
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None
+    assert newest.manifest.progress.step == whole
+    checkpoint.load(newest, fingerprint="abc", world=WORLD)
+    save(tmp_path, 30)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("name", ["replicated.pt", "rank_0.pt"])

@@ -14,6 +14,7 @@ from nmoe.event_log import EventLog, read_events
 from nmoe.events import (
     KINDS,
     AlertEvent,
+    CheckpointEvent,
     Event,
     EventError,
     PrepEvent,
@@ -108,6 +109,13 @@ def test_decode_skips_kinds_it_does_not_know_and_ignores_new_fields() -> None:
     assert decode('{"v":1,"s":0,"t":0,"a":0,"k":"hologram","x":1}') is None
     back = decode('{"v":1,"s":0,"t":0,"a":0,"k":"epoch","step":4,"epoch":1,"colour":"red"}')
     assert back is not None
+
+
+def test_decode_reads_a_checkpoint_that_was_written_without_its_pause() -> None:
+    line = '{"v":1,"s":0,"t":0,"a":0,"k":"ckpt","step":6,"name":"c","bytes":1,"seconds":0.5}'
+    back = decode(line)
+    assert back is not None
+    assert back.event == CheckpointEvent(step=6, name="c", bytes=1, seconds=0.5, paused_s=None)
 
 
 @pytest.mark.parametrize(

@@ -94,13 +94,18 @@ def write_data(root: Path, name: str = "tiny") -> None:
 
 
 def start_ranks(
-    args: Sequence[str], root: Path, *, world: int = 1, pass_fds: Sequence[int] = ()
+    args: Sequence[str],
+    root: Path,
+    *,
+    world: int = 1,
+    pass_fds: Sequence[int] = (),
+    module: str = "nmoe.train",
 ) -> list[subprocess.Popen[str]]:
-    """The trainer as real processes, one a rank."""
+    """The trainer, or another module around it, as real processes, one a rank."""
     port = free_port()
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "nmoe.train", *args],
+            [sys.executable, "-m", module, *args],
             env=rank_env(root, rank=rank, world=world, port=port),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -142,6 +142,19 @@ def test_memory_is_only_a_warning_when_an_estimate_does_not_fit(root, monkeypatc
     assert any("memory may not suffice" in problem.what for problem in problems)
 
 
+def test_host_memory_must_hold_a_checkpoint_of_the_gpus(root, monkeypatch):
+    detection = detect(fake=SCENARIOS / "h200x1.json")
+    plan = planner.resolve(preset="super", detection=detection, root=root)
+    plan = replace(plan, hardware=replace(plan.hardware, is_fake=False))
+    found = [[], []]
+    for index, free in enumerate((20 << 30, 40 << 30)):  # 2.8 billion parameters at 12 bytes
+        monkeypatch.setattr(preflight, "_available_bytes", lambda free=free: free)
+        problems = preflight.problems(plan, detection, root)
+        found[index] = [each for each in problems if "host memory may not" in each.what]
+    assert [problem.is_blocking for problem in found[0]] == [False]
+    assert found[1] == []
+
+
 def test_experts_that_may_not_fit_a_gpu_are_a_warning(root):
     problems = examine("h200x1", root, "ultra")
     (problem,) = [each for each in problems if "may not fit" in each.what]
