@@ -35,6 +35,8 @@ def make_model(config: Config, *, dtype: torch.dtype) -> Transformer:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    for _, layer in model.moe_layers():
+        layer.experts.refresh()
     return model
 
 
