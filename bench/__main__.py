@@ -18,7 +18,8 @@ import pytest
 
 from bench.layers import MOST_GROUPS
 from bench.machine import device_name
-from bench.rows import Row, dump, load, regressions, update_summary
+from bench.recorded import rows_of
+from bench.rows import CPU, Row, dump, load, regressions, save, update_summary
 from bench.runs import PRESETS
 from bench.shapes import Shape, shapes_for
 from bench.step import STEPS, Job, check, presets_of
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.noun == "summary":
             return _summarize(options.files)
+        if options.noun == "run":
+            return _show_run(options)
         old = load(options.compare) if options.compare else []
         if options.noun == "show":
             rows = load(options.file)
@@ -103,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     verb = nouns.add_parser("show", help="the table of a file of rows")
     verb.add_argument("file", type=Path, metavar="FILE")
     verb.add_argument("--compare", type=Path, metavar="FILE", help="mark what is slower than here")
+    verb = nouns.add_parser("run", help="speed and CORE of a finished run, from its own record")
+    verb.add_argument("folder", type=Path, metavar="RUN_FOLDER")
+    verb.add_argument("--rows", type=Path, metavar="FILE", help="keep the rows there instead")
     verb = nouns.add_parser("summary", help="merge files of rows into results/summary.json")
     verb.add_argument("files", type=Path, nargs="+", metavar="FILE")
     return parser
@@ -187,6 +193,19 @@ def _compile(noun: str, shapes: Sequence[Shape]) -> list[str]:
         return compile_all(shapes[:1], peers=())
     peers = [shape for shape in shapes if shape.num_experts < MOST_GROUPS]
     return compile_all(shapes, peers=peers)
+
+
+def _show_run(options: argparse.Namespace) -> int:
+    run_id, rows = rows_of(options.folder)
+    is_gpu = rows[0].machine.gpu != CPU
+    kept = options.rows or (RESULTS / f"run-{run_id}.jsonl" if is_gpu else None)
+    if kept is not None:
+        save(kept, rows)
+        update_summary(RESULTS / "summary.json", rows)
+    show(rows, {})
+    if kept is not None:
+        print(f"rows: {kept}")
+    return 0
 
 
 def _summarize(files: Sequence[Path]) -> int:

@@ -141,6 +141,7 @@ class Metric:
 FORWARD, BOTH = "layer forward", "layer forward + backward"
 SYNCS, DISPATCH, LOSS = "layer host syncs", "dispatch", "loss forward + backward"
 STEP, STEP_SYNCS, LOGGING = "step", "step host syncs", "logging and events"
+CORE_SUITE = "CORE, all items"
 TOKENS, SHARE = "tok/s", "% of the step"  # of one GPU
 METRICS = (
     Metric(name="s1_fwd_ms_1gpu", what=FORWARD, shape="s1", gpus=1, unit="ms"),
@@ -163,6 +164,7 @@ METRICS = (
             ("dense", 1, "1gpu"),
         )
     ),
+    Metric(name="core_suite_s_1gpu", what=CORE_SUITE, shape="super", gpus=1, unit="s"),
     Metric(name="layer_host_syncs", what=SYNCS, shape="s1", gpus=1, unit="syncs"),
 )
 
