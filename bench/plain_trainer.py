@@ -53,6 +53,7 @@ class PlainTrainer:
         self._plan, self._tokens = plan, 0
         self._num_real, self._dtype = model.vocab_size, model.dtype
         self._embedding = _copy(model.embedding.weight)
+        self._embedding_scale = model.embedding_scale
         self._blocks = [
             _PlainBlock(plan, block) for block in model.blocks if isinstance(block, Block)
         ]
@@ -91,7 +92,8 @@ class PlainTrainer:
 
     def _forward(self, windows_BN: Tensor) -> Outputs:
         """(sum of nats, aux over layers and sequences, loads_LE)."""
-        x_BSD = functional.embedding(windows_BN[:, :-1], self._embedding).to(self._dtype)
+        x_BSD = functional.embedding(windows_BN[:, :-1], self._embedding)
+        x_BSD = (x_BSD * self._embedding_scale).to(self._dtype)
         aux_sum, loads = torch.zeros((), device=x_BSD.device), []
         for block in self._blocks:
             x_BSD, aux, loads_E = block(x_BSD)

@@ -187,8 +187,8 @@ def draw_weights(model: Transformer, *, seed: int) -> None:
             continue
         is_expert = ".experts." in name
         fan_in = parameter.shape[-2 if is_expert else -1]
-        parameter.normal_(
-            std=1.0 if name == "embedding.weight" else fan_in**-0.5, generator=generator
-        )
+        is_table = name == "embedding.weight"
+        std = model.embedding_std if is_table else fan_in**-0.5
+        parameter.normal_(std=std, generator=generator)
     for _, layer in model.moe_layers():
         layer.experts.refresh()

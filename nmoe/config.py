@@ -23,12 +23,18 @@ Activation = Literal["swiglu", "relu_squared", "squared_reglu"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """The transformer's shape; a dense layer's feed-forward is `dense_hidden` wide."""
+    """The transformer's shape; a dense layer's feed-forward is `dense_hidden` wide.
+
+    The embedding is drawn with `embedding_std` and read times `embedding_scale`: a small table that
+    is scaled up learns faster at the same rate.
+    """
 
     dim: int
     num_layers: int
     num_heads: int
     dense_hidden: int
+    embedding_std: float = 1.0
+    embedding_scale: float = 1.0
     norm_eps: float = 1e-6
     impl: Impl = "triton"
 

@@ -23,7 +23,7 @@ import torch
 from nmoe import checkpoint, dist
 from nmoe.build import WIDEST_ITEM, make_model, make_transport, set_up_torch
 from nmoe.checkpoint import CheckpointError, Saved
-from nmoe.config import ConfigError, Plan, read_plan
+from nmoe.config import ConfigError, Device, Plan, read_plan
 from nmoe.data.manifest import DataError
 from nmoe.data.tokenizer import Tokenizer, open_tokenizer
 from nmoe.eval.core import CoreError, CoreResult, PromptCache, TaskScore, evaluate
@@ -33,6 +33,8 @@ from nmoe.paths import DataRoot, RunFolder, data_root, write_atomic
 
 ALONE = dist.World(rank=0, size=1)
 MAX_THREADS = 8
+# Scored positions of a CORE batch: 412 MB and 1.6 GB of logits at 50,304 entries.
+BATCH_POSITIONS: dict[Device, int] = {"cpu": 2048, "cuda": 8192}
 
 # Text that tokenizers cut in different ways: case, digits, spaces, scripts, signs.
 _PROBE = (
@@ -79,6 +81,7 @@ def score_core(
         world=world.size,
         max_tokens=plan.train.seq_len,
         batch_tokens=max(plan.train.micro_batch, WIDEST_ITEM) * plan.train.seq_len,
+        batch_positions=BATCH_POSITIONS[plan.device],
         gather=dist.gather,
         cache=cache,
         on_task=on_task,

@@ -70,6 +70,8 @@ class Transformer(nn.Module):
         self.impl: Impl = config.model.impl
         dim = config.model.dim
         self.embedding = nn.Embedding(padded_vocab(vocab_size), dim)
+        self.embedding_std = config.model.embedding_std
+        self.embedding_scale = config.model.embedding_scale
         self.blocks = nn.ModuleList(
             Block(config, transport, layer=layer, dtype=dtype)
             for layer in range(config.model.num_layers)
@@ -79,7 +81,7 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_BS: Tensor) -> tuple[Tensor, Tensor]:
         """(hidden_BSD after the last norm, aux summed over layers and sequences)."""
-        x_BSD = self.embedding(tokens_BS).to(self.dtype)
+        x_BSD = (self.embedding(tokens_BS) * self.embedding_scale).to(self.dtype)
         delta_BSD = None
         aux_sum = torch.zeros((), device=tokens_BS.device)
         for block in self.blocks:
@@ -132,8 +134,8 @@ def init_weights(model: Transformer, *, seed: int) -> None:
     """Draw every weight from a generator of its own, so that no draw depends on the rank count.
 
     Matrices that write into the residual stream start at zero, the others normal with standard
-    deviation fan_in ** -0.5; the embedding is normal with 1. An expert is seeded by its global id,
-    W1 and W3 each by their own name.
+    deviation fan_in ** -0.5; the embedding is normal with its own. An expert is seeded by its
+    global id, W1 and W3 each by their own name.
     """
     draws: list[Callable[[], None]] = []
     for name, parameter in model.named_parameters():
@@ -147,8 +149,9 @@ def init_weights(model: Transformer, *, seed: int) -> None:
             for w13_DG, expert in zip(weight, owner.local, strict=True):
                 draws.append(partial(_draw_expert, w13_DG, prefix, expert, owner, seed=seed))
         else:
-            fan_in = 1 if isinstance(owner, nn.Embedding) else weight.shape[-1]
-            draws.append(partial(_draw, weight, name, fan_in=fan_in, seed=seed))
+            is_table = isinstance(owner, nn.Embedding)
+            std = model.embedding_std if is_table else weight.shape[-1] ** -0.5
+            draws.append(partial(_draw, weight, name, std=std, seed=seed))
     with ThreadPoolExecutor() as pool:
         for drawn in [pool.submit(draw) for draw in draws]:
             drawn.result()
@@ -156,8 +159,8 @@ def init_weights(model: Transformer, *, seed: int) -> None:
         layer.experts.refresh()
 
 
-def _draw(weight: Tensor, name: str, *, fan_in: int, seed: int) -> None:
-    weight.copy_(_normal(weight.shape, name, fan_in=fan_in, seed=seed))
+def _draw(weight: Tensor, name: str, *, std: float, seed: int) -> None:
+    weight.copy_(_normal(weight.shape, name, std=std, seed=seed))
 
 
 def _draw_expert(w13_DG: Tensor, prefix: str, expert: int, experts: Experts, *, seed: int) -> None:
@@ -165,14 +168,15 @@ def _draw_expert(w13_DG: Tensor, prefix: str, expert: int, experts: Experts, *, 
     dim, width = w13_DG.shape
     names = ("w1_eDF", "w3_eDF")[: parts(experts.activation)]
     shape = torch.Size((dim, width // len(names)))
-    drawn = [_normal(shape, f"{prefix}{name}.{expert}", fan_in=dim, seed=seed) for name in names]
+    std = dim**-0.5
+    drawn = [_normal(shape, f"{prefix}{name}.{expert}", std=std, seed=seed) for name in names]
     w13_DG.copy_(pack(drawn[0], drawn[1] if len(drawn) == 2 else None))
 
 
-def _normal(shape: torch.Size, name: str, *, fan_in: int, seed: int) -> Tensor:
+def _normal(shape: torch.Size, name: str, *, std: float, seed: int) -> Tensor:
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    return torch.randn(shape, generator=generator, device="cpu") * fan_in**-0.5
+    return torch.randn(shape, generator=generator, device="cpu") * std
 
 
 def _is_residual_output(name: str) -> bool:

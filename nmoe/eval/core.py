@@ -113,6 +113,7 @@ def evaluate(
     world: int = 1,
     max_tokens: int | None = None,
     batch_tokens: int = 16384,
+    batch_positions: int = 2048,
     gather: Gather | None = None,
     cache: PromptCache | None = None,
     on_task: Callable[[int, int, TaskScore], None] | None = None,
@@ -124,7 +125,8 @@ def evaluate(
     records: JSONL file that rank 0 writes, a line an item: task, index, gold, chosen, correct,
     losses (null: gold and chosen of language modeling, the loss of an empty region), prompt (hash
     of the rendered texts, before any crop).
-    batch_tokens: B * S of a batch, unless a single item is larger.
+    batch_tokens: B * S of a batch, batch_positions: those of them that are scored, unless a single
+    item is larger; a position has V logits in fp32.
     gather: returns the objects of all ranks in rank order; needed when world > 1.
     cache: where rendered prompts are kept for the next evaluation; None renders them anew.
     on_task: called on each rank with the task's number from 1, the number of tasks, the score.
@@ -139,6 +141,7 @@ def evaluate(
         world=world,
         max_tokens=max_tokens,
         batch_tokens=batch_tokens,
+        batch_positions=batch_positions,
         gather=gather,
     )
     suite = read_tasks(bundle, cap=cap, labels=tasks)

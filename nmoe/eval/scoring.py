@@ -25,9 +25,6 @@ LogitsAt = Callable[[Tensor, Tensor, Tensor], Tensor]
 # The objects of all ranks, in rank order.
 Gather = Callable[[Any], list[Any]]
 
-# Scored positions a batch may hold: bounds the logits [N, V] to 412 MB at 50,304 entries in fp32.
-_MAX_POSITIONS = 2048
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemScore:
@@ -52,6 +49,7 @@ class Scorer:
     world: int
     max_tokens: int | None
     batch_tokens: int
+    batch_positions: int
     gather: Gather | None
 
     def __post_init__(self) -> None:
@@ -61,8 +59,11 @@ class Scorer:
             raise CoreError(f"got {self.world} ranks and no gather, expected one. Pass gather.")
         if self.max_tokens is not None and self.max_tokens < 2:
             raise CoreError(f"bad max_tokens: got {self.max_tokens}, expected at least 2")
-        if self.batch_tokens < 1:
-            raise CoreError(f"bad batch_tokens: got {self.batch_tokens}, expected at least 1")
+        if min(self.batch_tokens, self.batch_positions) < 1:
+            raise CoreError(
+                f"bad batch_tokens or batch_positions: got {self.batch_tokens} and"
+                f" {self.batch_positions}, expected at least 1"
+            )
 
 
 class _BadLogits(CoreError):
@@ -77,7 +78,7 @@ def score_task(scorer: Scorer, task: Task, columns: Columns) -> list[ItemScore]:
     """
     sizes = columns.sizes(task, max_tokens=scorer.max_tokens)
     plans = [
-        _plan_batches(sizes, range(rank, len(task.rows), scorer.world), scorer.batch_tokens)
+        _plan_batches(scorer, sizes, range(rank, len(task.rows), scorer.world))
         for rank in range(scorer.world)
     ]
     mine = plans[scorer.rank]
@@ -96,14 +97,15 @@ def score_task(scorer: Scorer, task: Task, columns: Columns) -> list[ItemScore]:
     return _gather_scores(scorer, task, scores, problem)
 
 
-def _plan_batches(sizes: Sizes, items: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def _plan_batches(scorer: Scorer, sizes: Sizes, items: Sequence[int]) -> list[list[int]]:
     """Deal items into batches, longest first; a batch holds one item at least."""
     batches: list[list[int]] = []
     width = rows = positions = 0
     for i in sorted(items, key=lambda i: (-sizes.num_tokens[i], i)):
         rows += sizes.num_rows[i]
         positions += sizes.num_positions[i]
-        if not batches or rows * width > batch_tokens or positions > _MAX_POSITIONS:
+        is_full = rows * width > scorer.batch_tokens or positions > scorer.batch_positions
+        if not batches or is_full:
             batches.append([])
             width, rows = sizes.num_tokens[i], sizes.num_rows[i]
             positions = sizes.num_positions[i]

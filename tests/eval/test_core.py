@@ -144,6 +144,7 @@ def test_work_is_refused_when_ranks_or_context_make_no_sense(bundle):
         {"world": 2},
         {"max_tokens": 1},
         {"batch_tokens": 0},
+        {"batch_positions": 0},
     ):
         with pytest.raises(CoreError):
             evaluate(bundle, encode_words, BOS, constant, **options)
