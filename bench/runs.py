@@ -39,7 +39,6 @@ SMALLEST = {
     "dense": ("model.num_layers=1", "experts.num_dense_layers=1"),
     "moe": ("model.num_layers=2",),
 }
-MAX_LOG = 1_000_000  # steps: nothing is logged that is not asked for
 WINDOWS = 8192  # of random tokens to train on: no epoch ends in so many steps
 VOCABULARY, EOS = {"cuda": 50_257, "cpu": 257}, "<|endoftext|>"
 
@@ -92,7 +91,6 @@ def plan_of(
         f"train.batch_size={size.batch}",
         f"train.micro_batch={size.micro_batch}",
         f"validation.windows={size.micro_batch}",
-        f"log.every={MAX_LOG}",
         f"data.data_path={folder / 'data'}",
         f"data.tokenizer={folder / 'vocabulary.json' if device == 'cuda' else 'byte'}",
     ]

@@ -262,14 +262,14 @@ class _Preset:
             log_step(run)
             logged = self._timed(run, log_step)
             if self._official.step_us:
-                more_us = median(logged) - median(times)
+                more_us, every = median(logged) - median(times), run.plan.log.every
                 self._report.figure(
                     OURS,
                     what=LOGGING,
                     shape=self._shape,
-                    value=100 * more_us / self._official.step_us,
+                    value=100 * more_us / every / self._official.step_us,
                     unit="% of the step",
-                    note=f"{more_us / 1000:,.2f} ms a log step",
+                    note=f"{more_us / 1000:,.2f} ms a log step, one in {every}",
                 )
             if self._job.device == "cuda":
                 self._add_syncs(run)
