@@ -11,6 +11,7 @@ from typing import Any, Literal
 from nmoe.flow import Flow
 from nmoe.schema import ConfigError, apply_override, build
 
+MICRO_TOKENS = 131_072  # of `super`: 25 GB of pre-activations and activations on each rank
 Dtype = Literal["fp32", "bf16", "fp8", "nvfp4"]
 Impl = Literal["reference", "triton"]
 Device = Literal["cpu", "cuda"]
@@ -318,9 +319,17 @@ def config_digest(config: Config) -> str:
 
 
 def fit_micro_batch(config: Config, world: int) -> Config:
-    """The config with a micro-batch no larger than the share of a step that one rank has."""
+    """The config with a micro-batch no larger than a rank's share of a step and its memory.
+
+    On GPUs every rank reserves rows for the tokens of all, because all may choose its experts: a
+    micro-batch of all ranks has at most `MICRO_TOKENS` tokens.
+    """
     share = max(1, config.train.batch_size // world)
-    return with_train(config, micro_batch=min(config.train.micro_batch, share))
+    limit = min(config.train.micro_batch, share)
+    if config.model.impl == "triton" and config.experts.num_experts and world > 1:
+        limit = min(limit, max(1, MICRO_TOKENS // (world * config.train.seq_len)))
+        limit = max(size for size in range(1, limit + 1) if share % size == 0)
+    return with_train(config, micro_batch=limit)
 
 
 def with_train(config: Config, **changes: Any) -> Config:

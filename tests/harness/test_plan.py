@@ -95,6 +95,21 @@ def test_gpu_count_takes_the_first_gpus(root):
     assert plan.accumulation * plan.world * plan.train.micro_batch == plan.train.batch_size
 
 
+@pytest.mark.parametrize(
+    ("hardware", "preset", "expected"),
+    [
+        ("h200x1", "super", 32),
+        ("h200x2", "super", 32),
+        ("h100x8", "super", 8),
+        ("h100x8", "dense", 32),
+    ],
+)
+def test_micro_batch_leaves_room_for_the_rows_of_all_ranks(hardware, preset, expected, root):
+    plan = resolve(hardware, root, preset)
+    assert plan.train.micro_batch == expected
+    assert plan.accumulation * plan.world * plan.train.micro_batch == plan.train.batch_size
+
+
 def test_gpu_count_is_the_number_of_ranks_on_the_cpu(root):
     plan = resolve("none", root, "pocket", gpus=4)
     assert (plan.world, plan.device, plan.train.micro_batch) == (4, "cpu", 2)
