@@ -377,4 +377,6 @@ def _warm_up(run: Run) -> None:
     with torch.no_grad():
         run.model.nats(windows_BN)
     run.model.train()
+    if not run.transport.fits()():
+        run.transport.grow()
     run.transport.check()

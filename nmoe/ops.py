@@ -59,9 +59,15 @@ def sort_rows(
     *,
     count_P: Tensor | None = None,
     stride: int | None = None,
+    room: int | None = None,
+    overflow: Tensor | None = None,
     impl: Impl,
 ) -> Rows:
-    """Rows of the local experts; `count_P` and `stride` say which slots each source has filled."""
+    """Rows of the local experts; `count_P` and `stride` say which slots each source has filled.
+
+    room: choices for which there are rows, of all slots when None. Where fewer than are needed,
+    `overflow` (int32 [1]) becomes 1 and the rows are of no use.
+    """
     first, num_experts = local_experts.start, len(local_experts)
     match impl:
         case "reference":
@@ -77,7 +83,7 @@ def sort_rows(
             from nmoe.kernels import sort
 
             num_slots, top_k = experts_NK.shape
-            choices = num_slots * min(top_k, num_experts)
+            choices = num_slots * min(top_k, num_experts) if room is None else room
             return sort.sort_rows(
                 experts_NK,
                 gates_NK,
@@ -87,6 +93,7 @@ def sort_rows(
                 num_rows=capacity(choices, num_experts, tile=ROW_TILE),
                 count_P=count_P,
                 stride=stride,
+                overflow=overflow,
             )
 
 

@@ -14,11 +14,11 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch import Tensor
 
 from nmoe import dist, standalone
 from nmoe.build import Run, agree, build, close, current_progress, peak_memory_bytes, save, settle
@@ -31,10 +31,10 @@ from nmoe.evaluate import score_core
 from nmoe.events import OutcomeEvent, PhaseEvent, Status, StopAckEvent
 from nmoe.metrics import is_collapsed, router_health
 from nmoe.optim import peak_rates
-from nmoe.optim.schedule import lr_scale
 from nmoe.paths import RunFolder, data_root
 from nmoe.rdep import PeerError
 from nmoe.report import Reporter
+from nmoe.step import lacked_room, learning_rate_scale, train_step
 from nmoe.validate import Validation, validate
 
 EXIT_CODES: dict[Status, int] = {
@@ -88,45 +88,6 @@ def fit(run: Run) -> bool:
     return False
 
 
-def train_step(run: Run) -> None:
-    """One optimizer step on one global batch, `accumulation` micro-batches on each rank."""
-    plan, model = run.plan, run.model
-    with run.loader_wait.running():
-        batch_BN = dist.to_device(run.loader.next_batch(), run.device)
-    for began in run.loader.began:
-        run.report.began(run.step, began)
-    mean_loss = torch.zeros((), dtype=torch.float64, device=run.device)
-    for windows_BN in batch_BN.split(plan.train.micro_batch):
-        nats, _, aux_sum = model.nats(windows_BN)
-        loss = nats / (plan.train.batch_size * plan.train.seq_len)
-        mean_loss += loss.detach()
-        (loss + plan.experts.aux_coef * aux_sum / plan.train.batch_size).backward()
-    norm = run.optimizer.reduce_gradients()
-    run.optimizer.step(scale=learning_rate_scale(run), norm=norm)
-    run.meter.add(loss=mean_loss, grad_norm=norm, loads_LE=balance(run))
-    run.step += 1
-
-
-def balance(run: Run) -> Tensor:
-    """Move every router's bias by the step's loads, global int64 [L, E], and count anew."""
-    routers = [layer.router for _, layer in run.model.moe_layers()]
-    if not routers:
-        return torch.zeros(0, run.plan.experts.num_experts, dtype=torch.int64, device=run.device)
-    loads_LE = dist.all_reduce(torch.stack([router.loads_E for router in routers]))
-    for router, loads_E in zip(routers, loads_LE, strict=True):
-        router.update_bias(loads_E)
-        router.loads_E.zero_()
-    return loads_LE
-
-
-def learning_rate_scale(run: Run) -> float:
-    """The schedule's factor for the step that comes next."""
-    train = run.plan.train
-    return lr_scale(
-        run.plan.schedule, tokens=run.tokens, tokens_per_step=train.batch_size * train.seq_len
-    )
-
-
 def log_step(run: Run) -> StopReason:
     """Publish the interval; ranks agree here on the loss, on whether to stop, on a checkpoint.
 
@@ -174,19 +135,25 @@ def validation_step(run: Run) -> Validation:
     run.report.event(PhaseEvent(phase="validating"))
     before_s = run.clock.eval_s
     with run.clock.paused("eval_s"):
-        result = validate(
-            run.model,
-            run.windows_WS,
-            run.tokenizer.byte_lengths(),
-            world=run.world,
-            batch=run.plan.train.micro_batch,
-            device=run.device,
-        )
+        result = _validate(run)
+        while lacked_room(run, run.transport.fits()):
+            result = _validate(run)
         run.transport.check()
     seconds = run.clock.eval_s - before_s
     run.report.validation(run.step, result, train_s=run.clock.train_s, seconds=seconds)
     run.report.event(PhaseEvent(phase="training"))
     return result
+
+
+def _validate(run: Run) -> Validation:
+    return validate(
+        run.model,
+        run.windows_WS,
+        run.tokenizer.byte_lengths(),
+        world=run.world,
+        batch=run.plan.train.micro_batch,
+        device=run.device,
+    )
 
 
 def interim_step(run: Run) -> None:
@@ -241,7 +208,8 @@ def finish(run: Run) -> None:
 def _score(
     run: Run, *, cap: int, records: Path | None, on_task: Callable[[int, int, TaskScore], None]
 ) -> CoreResult:
-    result = score_core(
+    score = partial(
+        score_core,
         run.plan,
         run.model,
         run.tokenizer,
@@ -252,6 +220,9 @@ def _score(
         on_task=on_task,
         warn=lambda text: run.report.alert("core-cache", text),
     )
+    result = score()
+    while lacked_room(run, run.transport.fits()):
+        result = score()
     run.transport.check()
     return result
 

@@ -31,12 +31,14 @@ def sort_rows(
     num_rows: int,
     count_P: Tensor | None = None,
     stride: int | None = None,
+    overflow: Tensor | None = None,
 ) -> Rows:
     """Rows of the experts first_expert .. first_expert + num_experts - 1.
 
     experts_NK: int32 or int64; gates_NK: fp32; num_rows: room, see `expert_layout.capacity`. With
     `count_P` (int32, tokens of each source) and `stride` (slots of a source) the slots past each
-    count are skipped, whatever they hold.
+    count are skipped, whatever they hold. Rows must find room, unless there is `overflow` (int32
+    [1]): it becomes 1 where they do not, and what is past the room is left out.
     """
     num_choices, (num_slots, top_k) = experts_NK.numel(), experts_NK.shape
     device = experts_NK.device
@@ -48,6 +50,8 @@ def sort_rows(
     )
     if count_P is not None:
         check("sort_rows", device, ("counts", count_P, (ANY,), torch.int32))
+    if overflow is not None:
+        check("sort_rows", device, ("overflow", overflow, (1,), torch.int32))
     if (count_P is None) != (stride is None) or (
         count_P is not None and num_slots != len(count_P) * stride
     ):
@@ -91,13 +95,13 @@ def sort_rows(
         count_BE, base_BE, total_E, blocks, num_experts, _SCAN_BLOCKS, _SCAN_EXPERTS, num_warps=4
     )
     _lay_out[(num_experts,)](
-        total_E, rows.start_e, rows.end_e, rows.expert_of_tile, rows.num_tiles,
-        num_experts, bins, tile, num_warps=4,
+        total_E, rows.start_e, rows.end_e, rows.expert_of_tile, rows.num_tiles, overflow,
+        num_rows // tile, num_experts, bins, tile, num_warps=4,
     )  # fmt: skip
     _place[(blocks,)](
         experts_NK, gates_NK, count_P, base_BE, rows.start_e,
-        rows.slot_R, rows.gate_R, rows.row_NK, num_choices, stride, first_expert,
-        top_k, num_experts, bins, BLOCK, num_warps=4,
+        rows.slot_R, rows.gate_R, rows.row_NK, overflow, num_rows, num_choices, stride,
+        first_expert, top_k, num_experts, bins, BLOCK, num_warps=4,
     )  # fmt: skip
     return rows
 
@@ -151,20 +155,28 @@ def _sum_blocks(
     tl.store(total_E + expert, carry)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["room"])
 def _lay_out(
-    total_E, start_e, end_e, expert_of_tile, num_tiles,
+    total_E, start_e, end_e, expert_of_tile, num_tiles, overflow, room,
     E: tl.constexpr, BINS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """The segment of one expert and its entries in the tile table."""
+    """The segment of one expert and its entries in the tile table, of `room` tiles at most."""
     expert = tl.program_id(0)
     bins = tl.arange(0, BINS)
     total = tl.load(total_E + bins, mask=bins < E, other=0)
     tiles = (total + TILE - 1) // TILE
     first = tl.sum(tl.where(bins < expert, tiles, 0), 0)
     mine = tl.sum(tl.where(bins == expert, tiles, 0), 0)
-    tl.store(start_e + expert, first * TILE)
-    tl.store(end_e + expert, first * TILE + tl.sum(tl.where(bins == expert, total, 0), 0))
+    start = first * TILE
+    end = start + tl.sum(tl.where(bins == expert, total, 0), 0)
+    if overflow is not None:
+        if (expert == E - 1) & (first + mine > room):
+            tl.store(overflow, 1)
+        start, end = tl.minimum(start, room * TILE), tl.minimum(end, room * TILE)
+        mine = tl.maximum(0, tl.minimum(mine, room - first))
+        first = tl.minimum(first, room)
+    tl.store(start_e + expert, start)
+    tl.store(end_e + expert, end)
     if expert == E - 1:
         tl.store(num_tiles, first + mine)
     for t in range(0, mine, 128):
@@ -172,9 +184,9 @@ def _lay_out(
         tl.store(expert_of_tile + first + tile, tl.zeros_like(tile) + expert, mask=tile < mine)
 
 
-@triton.jit(do_not_specialize=["num_choices", "stride", "first_expert"])
+@triton.jit(do_not_specialize=["num_rows", "num_choices", "stride", "first_expert"])
 def _place(
-    experts, gates, count_P, base_BE, start_e, slot_R, gate_R, row_NK,
+    experts, gates, count_P, base_BE, start_e, slot_R, gate_R, row_NK, overflow, num_rows,
     num_choices, stride, first_expert,
     K: tl.constexpr, E: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -192,6 +204,8 @@ def _place(
     # position in the sorted block - choices of lower experts in it + this expert's in blocks before
     row = offset + tl.load(base_BE + block * E + expert, mask=live, other=0)
     row += tl.load(start_e + expert, mask=live, other=0)
+    if overflow is not None:
+        live = live & (row < num_rows)
     tl.store(slot_R + row, choice // K, mask=live)
     tl.store(gate_R + row, tl.load(gates + choice, mask=live, other=0.0), mask=live)
     tl.store(row_NK + choice, tl.where(live, row, -1), mask=choice < num_choices)

@@ -3,12 +3,13 @@
 Legend: T tokens of this rank, D model, K top-k, R rows received here, S slots, B parts of d(gate).
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from nmoe.config import Impl
+from nmoe.config import WORST_CASE_RANKS, Impl
 from nmoe.rdep.device import DeviceWire, flag_region
 from nmoe.rdep.host import HostWire
 from nmoe.rdep.ipc import PHASES, Ipc, Wire, regions
@@ -61,6 +62,18 @@ class Transport(Protocol):
         """(dx_TD, dgates_TK): sums over each token's rows; x_SD and dy_SD are no longer read."""
         ...
 
+    def fits(self) -> Callable[[], bool]:
+        """Ask whether the rows of every rank have found room since the last `grow`.
+
+        The answer is the same on all ranks; only who calls for it waits for the device. Without
+        room the layers since then, and all that was computed from them, are of no use.
+        """
+        ...
+
+    def grow(self) -> None:
+        """Make room for twice as many rows, up to all that can come; on all ranks together."""
+        ...
+
     def check(self) -> None:
         """Raise PeerTimeout when a wait on the device has given up; waits for the device."""
         ...
@@ -86,11 +99,13 @@ def open_transport(
     device: torch.device | str,
     impl: Impl,
     timeout_s: float = 60.0,
+    room: int | None = None,
 ) -> Transport:
     """The transport of `rank`: `Single` for a world of one, else `Ipc`, opened by all together.
 
     max_tokens: the largest T of any rank in any call; num_layers: layers that dispatch, numbered
-    from 0; dtype: of x, y and the rows on the wire; timeout_s: how long to wait for a living peer.
+    from 0; dtype: of x, y and the rows on the wire; timeout_s: how long to wait for a living peer;
+    room: choices for which a rank of several has rows at first, chosen here when None.
     ValueError for what cannot be carried, PeerError when the ranks cannot meet.
     """
     local_experts = share(num_experts, rank=rank, world=world)
@@ -104,15 +119,11 @@ def open_transport(
     if world == 1:
         return Single(num_experts=num_experts, dtype=dtype, impl=impl)
     stride = max_tokens if impl == "reference" else -(-max_tokens // SLOTS) * SLOTS
+    needed = regions(
+        world=world, stride=stride, top_k=top_k, dim=dim, num_layers=num_layers, dtype=dtype
+    )
     wire = _open_wire(
-        regions(
-            world=world,
-            stride=stride,
-            top_k=top_k,
-            dim=dim,
-            num_layers=num_layers,
-            dtype=dtype,
-        ),
+        needed,
         rank=rank,
         world=world,
         stride=stride,
@@ -131,7 +142,15 @@ def open_transport(
         max_tokens=max_tokens,
         num_layers=num_layers,
         dtype=dtype,
+        room=first_room(max_tokens * top_k, world=world, impl=impl) if room is None else room,
     )
+
+
+def first_room(choices: int, *, world: int, impl: Impl) -> int | None:
+    """Choices for which a rank has rows at first, given those that a rank sends; None: for all."""
+    if impl == "reference" or world <= WORST_CASE_RANKS:
+        return None
+    return choices * 3 // 2  # as many arrive as are sent, on average
 
 
 def _open_wire(

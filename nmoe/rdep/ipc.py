@@ -39,12 +39,13 @@ GPUs. The latter runs everything on one stream, so "before" above is the order o
 Legend: T tokens, D model, K top-k, R rows, P ranks, S = P * stride slots, B parts of d(gate).
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from nmoe import ops
+from nmoe import dist, ops
 from nmoe.config import Impl
 from nmoe.rdep import layout
 from nmoe.rdep.layout import Arrived
@@ -130,7 +131,12 @@ class Ipc:
         max_tokens: int,
         num_layers: int,
         dtype: torch.dtype,
+        room: int | None = None,
     ) -> None:
+        """room: choices for which there are rows at first, of all tokens of all ranks when None."""
+        self._room = room
+        device = wire.local("counts").device
+        self._overflow = torch.zeros(1, dtype=torch.int32, device=device)
         self.wire, self.rank, self.world = wire, rank, world
         self.local_experts = local_experts
         self._dtype, self._max_tokens, self._top_k, self._dim = dtype, max_tokens, top_k, dim
@@ -152,6 +158,8 @@ class Ipc:
             self.local_experts,
             count_P=wire.local("counts"),
             stride=wire.stride,
+            room=self._room,
+            overflow=None if self._room is None else self._overflow,
             impl=wire.impl,
         )
         self._turns[layer] += 1
@@ -193,6 +201,30 @@ class Ipc:
         shape = arrived.experts_TK.shape
         dgates_TK = self.wire.local("dgates")[: shape.numel()].clone().view(shape)
         return self.wire.sum_home(arrived.experts_TK), dgates_TK
+
+    def fits(self) -> Callable[[], bool]:
+        if self._room is None:
+            return lambda: True
+        flag = dist.all_reduce(self._overflow.clone(), "max")
+        if not flag.is_cuda:
+            return lambda: not flag.item()
+        seen = torch.empty(1, dtype=torch.int32, pin_memory=True)
+        seen.copy_(flag, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+
+        def answer() -> bool:
+            copied.synchronize()
+            return not seen.item()
+
+        return answer
+
+    def grow(self) -> None:
+        if self._room is None:
+            return
+        most = self.world * self._max_tokens * self._top_k
+        self._room = 2 * self._room if 2 * self._room < most else None
+        self._overflow.zero_()
 
     def check(self) -> None:
         self.wire.check()

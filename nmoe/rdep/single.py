@@ -3,6 +3,8 @@
 Legend: T tokens, D model, K top-k, R rows, B parts of d(gate).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -43,6 +45,13 @@ class Single:
         row_TK = arrived.rows.row_NK
         dx_TD = ops.combine(dx_RD, row_TK, impl=self._impl)
         return dx_TD, ops.gate_grads(dgate_BR, row_TK, impl=self._impl)
+
+    def fits(self) -> Callable[[], bool]:
+        """There is room for every choice."""
+        return lambda: True
+
+    def grow(self) -> None:
+        """There is nothing to grow."""
 
     def check(self) -> None:
         """Nothing waits."""

@@ -19,12 +19,14 @@ def sort_rows(
     num_rows: int | None = None,
     count_P: Tensor | None = None,
     stride: int | None = None,
+    overflow: Tensor | None = None,
 ) -> Rows:
     """Rows of the experts first_expert .. first_expert + num_experts - 1.
 
     experts_NK: integers; gates_NK: fp32; num_rows: length of the row tables, as many as are used
     when None. With `count_P` (tokens of each source) and `stride` (slots of a source) the slots
-    past each count are skipped, whatever they hold.
+    past each count are skipped, whatever they hold. Where rows find no room `overflow` (int32 [1])
+    becomes 1, and what is past the room is left out.
     """
     num_slots, top_k = experts_NK.shape
     expert = experts_NK.flatten().long() - first_expert
@@ -41,6 +43,12 @@ def sort_rows(
     rank = torch.arange(len(choice), device=choice.device) - before_e[expert[choice]]
     row = start_e[expert[choice]] + rank
     length = int(tiles_e.sum()) * tile if num_rows is None else num_rows
+    if overflow is not None and int(tiles_e.sum()) * tile > length:
+        overflow.fill_(1)
+        choice, row = choice[row < length], row[row < length]
+        total_e = (start_e + total_e).clamp(max=length) - start_e.clamp(max=length)
+        start_e = start_e.clamp(max=length)
+        tiles_e = (total_e + tile - 1) // tile
     slot_R = torch.zeros(length, dtype=torch.int32, device=choice.device)
     gate_R = torch.zeros(length, dtype=torch.float32, device=choice.device)
     row_NK = torch.full((num_slots * top_k,), -1, dtype=torch.int32, device=choice.device)

@@ -100,7 +100,8 @@ def test_gpu_count_takes_the_first_gpus(root):
     [
         ("h200x1", "super", 32),
         ("h200x2", "super", 32),
-        ("h100x8", "super", 8),
+        ("h100x8", "moe", 32),
+        ("h100x8", "super", 32),
         ("h100x8", "dense", 32),
     ],
 )

@@ -177,3 +177,37 @@ def test_sort_refuses_what_it_would_read_wrongly(
     with pytest.raises(ValueError, match=message) as caught:
         sort_rows(**arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tiles", [1, 3, 7])
+def test_rows_past_the_room_are_left_out_and_told(tiles: int, device: torch.device) -> None:
+    tile, num_experts = 16, 5
+    experts_NK = choose(70, num_experts, 2, skew="zipf", seed=2)
+    gates_NK = torch.rand(experts_NK.shape, generator=torch.Generator().manual_seed(1))
+    sizes = {"first_expert": 0, "num_experts": num_experts, "tile": tile, "num_rows": tiles * tile}
+    flags = [torch.zeros(1, dtype=torch.int32, device=each) for each in (device, "cpu")]
+    with poisoned():
+        got = sort_rows(experts_NK.to(device), gates_NK.to(device), overflow=flags[0], **sizes)
+    want = reference_sort_rows(experts_NK, gates_NK, overflow=flags[1], **sizes)
+    assert [int(flag) for flag in flags] == [1, 1]
+    assert int(want.num_tiles) == tiles
+    row = want.row_NK[want.row_NK >= 0].long()
+    assert 0 < len(row) < experts_NK.numel()
+    for name in ("row_NK", "start_e", "end_e", "num_tiles"):
+        assert torch.equal(getattr(got, name).cpu(), getattr(want, name)), name
+    assert torch.equal(got.expert_of_tile.cpu(), want.expert_of_tile.int())
+    assert torch.equal(got.slot_R.cpu()[row], want.slot_R[row])
+    assert torch.equal(got.gate_R.cpu()[row], want.gate_R[row])
+
+
+def test_room_that_suffices_leaves_the_flag_as_it_was(device: torch.device) -> None:
+    experts_NK = choose(70, 5, 2, skew="zipf", seed=2).to(device)
+    gates_NK = torch.rand(experts_NK.shape, device=device)
+    sizes = {"first_expert": 0, "num_experts": 5, "tile": 16, "num_rows": 16 * 16}
+    plain = sort_rows(experts_NK, gates_NK, **sizes)
+    for before in (0, 1):
+        flag = torch.full((1,), before, dtype=torch.int32, device=device)
+        rows = sort_rows(experts_NK, gates_NK, overflow=flag, **sizes)
+        assert int(flag) == before
+        assert torch.equal(rows.row_NK, plain.row_NK)
+        assert torch.equal(rows.end_e, plain.end_e)

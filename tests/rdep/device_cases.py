@@ -99,7 +99,9 @@ class SharedGpu:
         return self._mapped[-1].data_ptr() + offset * self._local[name].element_size()
 
 
-def open_for_test(rank: int, world: int, *, timeout_s: float = 60.0) -> Transport:
+def open_for_test(
+    rank: int, world: int, *, timeout_s: float = 60.0, room: int | None = None
+) -> Transport:
     """Interpreted over host memory; on GPUs one a rank, or all ranks on the only one."""
     if triton.knobs.runtime.interpret:
         interpreter.install()
@@ -116,7 +118,13 @@ def open_for_test(rank: int, world: int, *, timeout_s: float = 60.0) -> Transpor
         wire = DeviceWire(memory, stride=MAX_TOKENS, experts_per_rank=each, timeout_s=timeout_s)
         local = share(NUM_EXPERTS, rank=rank, world=world)
         return Ipc(
-            wire, rank=rank, world=world, local_experts=local, max_tokens=MAX_TOKENS, **settings
+            wire,
+            rank=rank,
+            world=world,
+            local_experts=local,
+            max_tokens=MAX_TOKENS,
+            room=room,
+            **settings,
         )
     return open_transport(
         rank=rank,
@@ -126,6 +134,7 @@ def open_for_test(rank: int, world: int, *, timeout_s: float = 60.0) -> Transpor
         device=device_of(rank),
         impl="triton",
         timeout_s=timeout_s,
+        room=room,
         **settings,
     )
 
@@ -163,6 +172,29 @@ def layers(rank: int, world: int, passes: list[Pass]) -> list[dict[str, Tensor]]
     transport.check()
     transport.close()
     return answers
+
+
+def grown(rank: int, world: int, each: Pass, room: int) -> tuple[list[bool], Tensor]:
+    """Whether one layer's rows fitted, asked at every attempt until they do, and its y then."""
+    device = device_of(rank)
+    transport = open_for_test(rank, world, room=room)
+    t = each.tensors()
+    x, ids, gates = (t[name].split(each.counts)[rank].to(device) for name in ("x", "ids", "gates"))
+    local = slice(transport.local_experts.start, transport.local_experts.stop)
+    w1, w2, w3 = (t[name][local].to(device) for name in ("w1", "w2", "w3"))
+    module = experts(transport, layer=each.layer).to(device)
+    module.load_state_dict({"w13_eDG": pack(w1, w3), "w2_eFD": w2})
+    answers = []
+    while True:
+        with torch.no_grad():
+            y = module(x, ids, gates)
+        answers.append(transport.fits()())
+        if answers[-1]:
+            break
+        transport.grow()
+    transport.check()
+    transport.close()
+    return answers, y.cpu()
 
 
 def random_passes(number: int, *, seed: int) -> list[Pass]:

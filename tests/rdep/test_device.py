@@ -54,6 +54,16 @@ def assert_two_agree_with_one(ranks: World, passes: list[Pass]) -> None:
             assert relative(got[name], want[name]) <= 5e-3, (number, name)
 
 
+def test_rows_without_room_are_told_to_all_ranks_and_come_when_it_has_grown(ranks: World) -> None:
+    # all tokens choose three experts of rank 0: three tiles of rows; the room is 1, 2, then 4 tiles
+    crowded = Pass(counts=(40, 24), routing="one", seed=7)
+    small, ample = (ranks(2).run(cases.grown, crowded, room) for room in (1, 10_000))
+    assert [answers for answers, _ in small] == [[False, False, True]] * 2
+    assert [answers for answers, _ in ample] == [[True]] * 2
+    for (_, got), (_, want) in zip(small, ample, strict=True):
+        assert torch.equal(got, want)
+
+
 def test_same_bits_come_out_when_layers_run_again(ranks: World) -> None:
     first, again = (ranks(2).run(cases.layers, PASSES[:3]) for _ in range(2))
     for one, other in zip(first, again, strict=True):
