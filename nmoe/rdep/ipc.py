@@ -30,6 +30,11 @@ Each phase has its own epoch, which only grows and is compared with >=: a signal
 however early it comes. Ranks without tokens or rows put no rows but signal all the same.
 `tests/rdep/protocol.py` is a model of this that runs under schedules of all sorts.
 
+Room for rows. Slots never run out; the rows that a rank sorts may, where it has room for fewer
+than could come. Such a rank leaves out what is past its room and says so in a flag on its device.
+Nothing waits for that: the phases run to their end, the rows that are missing leave old values in
+`home`, and `fits` tells all ranks alike that the result is of no use.
+
 All ranks make the same calls in the same order, and each rank checks its own: dispatch, combine; in
 the backward pass dispatch_grads, combine_grads.
 

@@ -122,19 +122,21 @@ def micro_batches(shape: Shape) -> None:
 
 
 def routing(shape: Shape, *, ranks: int = 1) -> None:
-    """The counting sort of one rank, or of what several ranks sent."""
+    """The counting sort of one rank, or of what several ranks sent, with and without room for all."""
     count_P = empty(ranks, dtype=INT32) if ranks > 1 else None
     num_experts = shape.num_experts // ranks
-    sort.sort_rows(
-        empty(ranks * TOKENS, shape.top_k, dtype=INT64 if ranks == 1 else INT32),
-        empty(ranks * TOKENS, shape.top_k, dtype=FP32),
-        first_expert=0,
-        num_experts=num_experts,
-        tile=ROW_TILE,
-        num_rows=capacity(ranks * TOKENS * shape.top_k, num_experts, tile=ROW_TILE),
-        count_P=count_P,
-        stride=TOKENS if ranks > 1 else None,
-    )
+    for overflow in (None, empty(1, dtype=INT32))[: 1 if ranks == 1 else 2]:
+        sort.sort_rows(
+            empty(ranks * TOKENS, shape.top_k, dtype=INT64 if ranks == 1 else INT32),
+            empty(ranks * TOKENS, shape.top_k, dtype=FP32),
+            first_expert=0,
+            num_experts=num_experts,
+            tile=ROW_TILE,
+            num_rows=capacity(ranks * TOKENS * shape.top_k, num_experts, tile=ROW_TILE),
+            count_P=count_P,
+            stride=TOKENS if ranks > 1 else None,
+            overflow=overflow,
+        )
 
 
 def decision(num_experts: int, top_k: int) -> None:
