@@ -122,7 +122,7 @@ def micro_batches(shape: Shape) -> None:
 
 
 def routing(shape: Shape, *, ranks: int = 1) -> None:
-    """The counting sort of one rank, or of what several ranks sent, with and without room for all."""
+    """The counting sort of one rank, or of what several sent, with and without room for all."""
     count_P = empty(ranks, dtype=INT32) if ranks > 1 else None
     num_experts = shape.num_experts // ranks
     for overflow in (None, empty(1, dtype=INT32))[: 1 if ranks == 1 else 2]:
