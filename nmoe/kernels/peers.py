@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nmoe.kernels.check import ANY, Check, check, check_widths
 from nmoe.kernels.combine import sum_parts, sum_rows
 from nmoe.kernels.experts import block
 
@@ -36,6 +37,13 @@ def push_choices(
 ) -> None:
     """Ids (as int32), gates and the number of tokens into the tables of all ranks."""
     world, num_choices = len(experts_P), experts_TK.numel()
+    check(
+        "push_choices",
+        experts_P.device,
+        ("experts", experts_TK, (ANY, ANY), torch.int64),
+        ("gates", gates_TK, tuple(experts_TK.shape), torch.float32),
+        *_tables(world, experts=experts_P, gates=gates_P, counts=counts_P),
+    )
     _push_choices[(max(1, triton.cdiv(num_choices, CHOICES)),)](
         experts_TK, gates_TK, experts_P, gates_P, counts_P,
         len(experts_TK), num_choices, rank, rank * stride * experts_TK.shape[1],
@@ -54,6 +62,14 @@ def push_rows(
 ) -> None:
     """Each row once to every rank that owns an expert of its token, into the token's slot there."""
     num_tokens, dim = x_TD.shape
+    check(
+        "push_rows",
+        rows_P.device,
+        ("x", x_TD, (ANY, dim), torch.bfloat16),
+        ("experts", experts_TK, (num_tokens, ANY), torch.int64),
+        *_tables(len(rows_P), rows=rows_P),
+    )
+    check_widths("push_rows", D=dim)
     columns = block(dim, 256)
     if num_tokens:
         _push_rows[(triton.cdiv(num_tokens, TOKENS), dim // columns)](
@@ -73,6 +89,14 @@ def push_sums(
     """Sum of y over the rows of each slot, in fp32, to its source."""
     num_slots, top_k = row_SK.shape
     dim = y_RD.shape[1]
+    check(
+        "push_sums",
+        home_P.device,
+        ("y", y_RD, (ANY, dim), torch.bfloat16),
+        ("row", row_SK, (len(home_P) * stride, top_k), torch.int32),
+        *_tables(len(home_P), home=home_P),
+    )
+    check_widths("push_sums", D=dim)
     columns = block(dim, 256)
     _push_sums[(num_slots // TOKENS, dim // columns)](
         y_RD, row_SK, home_P, num_slots, rank * stride, stride,
@@ -84,6 +108,13 @@ def push_gate_grads(dgate_BR: Tensor, row_SK: Tensor, *, dgates_P: Tensor, strid
     """d(gate) of every choice with a row here, its parts added up, to the source of its token."""
     parts, num_rows = dgate_BR.shape
     num_choices, top_k = row_SK.numel(), row_SK.shape[1]
+    check(
+        "push_gate_grads",
+        dgates_P.device,
+        ("dgate", dgate_BR, (parts, num_rows), torch.float32),
+        ("row", row_SK, (len(dgates_P) * stride, top_k), torch.int32),
+        *_tables(len(dgates_P), dgates=dgates_P),
+    )
     _push_gate_grads[(triton.cdiv(num_choices, CHOICES),)](
         dgate_BR, row_SK, dgates_P, num_choices, stride * top_k, num_rows,
         parts, CHOICES, num_warps=4,
@@ -96,6 +127,13 @@ def sum_home(
     """y_TD: the sums that the owners of each token's experts left here, in rank order, in fp32."""
     num_tokens, top_k = experts_TK.shape
     dim = home_SD.shape[1]
+    check(
+        "sum_home",
+        home_SD.device,
+        ("home", home_SD, (world * stride, dim), torch.bfloat16),
+        ("experts", experts_TK, (ANY, top_k), torch.int64),
+    )
+    check_widths("sum_home", D=dim)
     columns = block(dim, 256)
     y_TD = torch.empty(num_tokens, dim, dtype=home_SD.dtype, device=home_SD.device)
     if num_tokens:
@@ -124,10 +162,23 @@ def signal_and_wait(
     has_clock: false for the interpreter, which counts its looks instead.
     """
     world = len(flags_P)
+    check(
+        "signal_and_wait",
+        own_flags.device,
+        ("own flags", own_flags, (ANY, world), torch.int32),
+        ("epochs", epochs, (len(own_flags),), torch.int32),
+        ("status", status, (1,), torch.int32),
+        *_tables(world, flags=flags_P),
+    )
     _signal_and_wait[(1,)](
         flags_P, own_flags, epochs, status, rank, timeout_ns if has_clock else INTERPRETED_LOOKS,
         phase, world, triton.next_power_of_2(world), has_clock, num_warps=1,
     )  # fmt: skip
+
+
+def _tables(world: int, **tables: Tensor) -> list[Check]:
+    """Each holds an address for every rank."""
+    return [(name, table, (world,), torch.int64) for name, table in tables.items()]
 
 
 @triton.jit
