@@ -8,14 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nmoe import dist
-from nmoe.build import Run, build, close
-from nmoe.control import Control
+from nmoe.build import Run, close
 from nmoe.events import AlertEvent
-from nmoe.paths import DataRoot
 from nmoe.rdep import Transport
-from nmoe.report import Reporter
-from nmoe.standalone import create_folder, make_plan
 from nmoe.step import train_step
 from nmoe.train import validation_step
 from tests import tiny
@@ -53,19 +48,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-def open_run(root: Path) -> Run:
-    world = dist.World(rank=0, size=1)
-    plan = make_plan(tiny.write_config(root), overrides=(), world=world)
-    data = DataRoot(path=root, reason="test")
-    folder = data.run(plan.run_id)
-    create_folder(plan, folder)
-    report = Reporter(folder, plan, attempt=0, is_writer=True, say=lambda _: None)
-    control = Control(folder, supervisor_fd=None)
-    return build(plan, folder, data, world=world, control=control, report=report)
-
-
 def two_steps(root: Path, *, failures: int) -> tuple[Run, Crowded, list[Tensor], float]:
-    run = open_run(root)
+    run = tiny.open_run(root)
     crowd = Crowded(transport=run.transport, failures=failures)
     run.transport = crowd  # type: ignore[assignment]
     for _ in range(2):
@@ -92,7 +76,7 @@ def test_step_that_lacked_room_ends_like_one_that_did_not(root: Path) -> None:
 
 
 def test_validation_that_lacked_room_is_done_again(root: Path) -> None:
-    run = open_run(root)
+    run = tiny.open_run(root)
     plain = validation_step(run)
     crowd = Crowded(transport=run.transport, failures=1)
     run.transport = crowd  # type: ignore[assignment]

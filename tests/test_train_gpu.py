@@ -12,14 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from nmoe import dist
 from nmoe import train as trainer
-from nmoe.build import Run, build, close
-from nmoe.control import Control
+from nmoe.build import close
 from nmoe.events import AlertEvent, StepEvent, ValEvent
-from nmoe.paths import DataRoot, RunFolder
-from nmoe.report import Reporter
-from nmoe.standalone import create_folder, make_plan
+from nmoe.paths import RunFolder
 from tests import tiny
 
 CONFIG = (
@@ -65,17 +61,6 @@ def train(root: Path, *words: str, world: int = 1) -> RunFolder:
     args = [str(tiny.write_config(root, CONFIG)), *words]
     assert tiny.finish(tiny.start_ranks(args, root, world=world)) == [6] * world
     return tiny.only_run(root)
-
-
-def open_run(root: Path, *overrides: str) -> Run:
-    world = dist.World(rank=0, size=1)
-    plan = make_plan(tiny.write_config(root, CONFIG), overrides=overrides, world=world)
-    data = DataRoot(path=root, reason="test")
-    folder = data.run(plan.run_id)
-    create_folder(plan, folder)
-    report = Reporter(folder, plan, attempt=0, is_writer=True, say=lambda _: None)
-    control = Control(folder, supervisor_fd=None)
-    return build(plan, folder, data, world=world, control=control, report=report)
 
 
 @pytest.mark.gpu
@@ -126,7 +111,7 @@ def test_train_agrees_with_one_gpu_when_on_two(root: Path) -> None:
 
 @pytest.mark.gpu
 def test_step_never_makes_the_host_wait(root: Path) -> None:
-    run = open_run(root, "log.every=1000", "train.deterministic=false")
+    run = tiny.open_run(root, "train.deterministic=false", text=CONFIG)
     try:
         trainer.train_step(run)
         torch.cuda.set_sync_debug_mode("error")

@@ -12,13 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from nmoe import train
+from nmoe import dist, train
+from nmoe.build import Run, build
+from nmoe.control import Control
 from nmoe.data.prep import prepare
 from nmoe.data.sources import open_source
 from nmoe.data.tokenizer import open_tokenizer
 from nmoe.event_log import read_events
 from nmoe.events import Event, Record
 from nmoe.paths import REPO_ROOT, DataRoot, RunFolder
+from nmoe.report import Reporter
+from nmoe.standalone import create_folder, make_plan
 
 CONFIG = """
 [model]
@@ -91,6 +95,18 @@ def write_data(root: Path, name: str = "tiny") -> None:
             output=root / name / split,
             name=f"{name}-{split}",
         )
+
+
+def open_run(root: Path, *overrides: str, text: str = CONFIG) -> Run:
+    """A run of one rank, built in this process and not begun; `nmoe.build.close` ends it."""
+    world = dist.World(rank=0, size=1)
+    plan = make_plan(write_config(root, text), overrides=overrides, world=world)
+    data = DataRoot(path=root, reason="test")
+    folder = data.run(plan.run_id)
+    create_folder(plan, folder)
+    report = Reporter(folder, plan, attempt=0, is_writer=True, say=lambda _: None)
+    control = Control(folder, supervisor_fd=None)
+    return build(plan, folder, data, world=world, control=control, report=report)
 
 
 def start_ranks(
