@@ -7,9 +7,11 @@ from textual.widgets import Footer
 
 from tui.feed import RunView
 from tui.screens import summary
+from tui.screens.curves import CurveOf
 from tui.screens.report import report
-from tui.widgets.chart import EMPTY, LineChart
+from tui.widgets.chart import LineChart
 from tui.widgets.core import Core, CoreTable
+from tui.widgets.figure import Chart
 from tui.widgets.logs import LogTail
 from tui.widgets.numbers import Numbers
 from tui.widgets.progress import Progress, ProgressBars
@@ -24,7 +26,8 @@ class RunScreen(Screen[None]):
         super().__init__()
         self._strip = StatusStrip(Status(), id="strip")
         self._banner = Paragraphs((), id="banner")
-        self._chart = LineChart(EMPTY, id="chart")
+        self._chart = LineChart(Chart(), id="chart")
+        self._losses = CurveOf()
         self._progress = ProgressBars(Progress(), id="progress")
         self._numbers = Numbers((), id="numbers")
         self._core = CoreTable(Core(), id="core")
@@ -35,7 +38,6 @@ class RunScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         for panel, title in (
-            (self._chart, "loss"),
             (self._progress, "prepare"),
             (self._numbers, "numbers"),
             (self._core, "CORE"),
@@ -72,7 +74,7 @@ class RunScreen(Screen[None]):
         self.set_class(bool(paragraphs), "-report")
         self.set_class(view.status == "done", "-done")
         self._report.show(paragraphs)
-        self._chart.show(summary.chart(view))
+        self._chart.show(summary.chart(view, self._losses))
         self._progress.show(summary.progress(view))
         self._numbers.show(summary.numbers(view))
         self._core.show(summary.core(view))
