@@ -63,6 +63,7 @@ class NmoeApp(App[None]):
         run: RunFolder | None = None,
         request: Request | None = None,
         is_readonly: bool = False,
+        is_ascii: bool = False,
         repo_board: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -70,6 +71,7 @@ class NmoeApp(App[None]):
         self._clock = clock
         if any(name in os.environ for name in REMOTE):
             self.animation_level = "none"
+        self.set_class(is_ascii, "-ascii")
         self.root = root
         self.run_folder = run
         self.is_readonly = is_readonly

@@ -85,7 +85,7 @@ LOOKS = (
     lambda value, view: figure.panned(value, view, -0.4),
     lambda value, view: figure.with_cursor(value, view, 0.1),
     figure.with_next_axis,
-    lambda _, view: figure.with_next_decay(view),
+    figure.with_next_decay,
 )
 
 
@@ -169,7 +169,12 @@ def test_what_is_not_finite_is_marked_and_does_not_stretch_the_axis(bad):
 def test_raw_values_are_faint_under_their_moving_average():
     y = 2 + np.resize([0.5, -0.5], 400)
 
-    assert {"faint", "line"} <= roles_of(chart(range(400), y))
+    assert {"faint", "line"} <= roles_of(chart(range(400), y), decay=0.9)
+    assert "faint" not in {role for row in draw_chart(chart(range(400), y), 60, 12) for text, role
+                           in row if has_dots(text)}  # fmt: skip
+    assert [figure.decay(chart(range(n), np.ones(n)), View()) for n in (10, 700, 4000)] == (
+        [0.0, 0.6, 0.9]
+    )
     assert figure.title(chart([], []), View(decay=0.98)) == "loss  EMA .98  x: step"
     assert figure.title(chart([], []), View(decay=0.0)) == "loss  raw  x: step"
 
@@ -392,7 +397,7 @@ def test_next_axis_looks_at_the_same_points():
 def test_cursor_reads_every_series():
     ghost = Curve.of([2.5, 2.5], {"step": [0.0, 4000.0]})
     value = falling(marks=[(1000, 2.9), (2000, 2.3)], ghost=ghost, ghost_name="record")
-    text = plain(figure.readout(value, View(cursor=1990.0), 200))
+    text = plain(figure.readout(value, View(cursor=1990.0, decay=0.9), 200))
 
     assert text.startswith("1,990 2.249  EMA 2.2")
     assert "val at 2,000 2.300" in text
@@ -416,7 +421,7 @@ def test_ascii_is_ascii_and_tells_the_layers_apart():
         range(400), 2 + noise, marks=[(100, 2.2)], target=1.2, ghost=Curve.of([2.9, 2.9],
         {"step": [0.0, 399.0]}),
     )  # fmt: skip
-    text = "".join(drawn(value, charset="ascii"))
+    text = "".join(drawn(value, charset="ascii", decay=0.9))
 
     assert text.isascii()
     for glyph in (".", "@", "~", "- target -"):

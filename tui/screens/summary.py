@@ -12,6 +12,7 @@ from tui.screens.curves import CurveOf
 from tui.widgets.core import Core, Task
 from tui.widgets.figure import Chart, EventMark
 from tui.widgets.forecast import Forecast, forecast
+from tui.widgets.gpus import Gpu
 from tui.widgets.numbers import Number
 from tui.widgets.progress import Job, Progress
 from tui.widgets.rows import Role, Row, clean
@@ -95,6 +96,8 @@ def _progress(view: RunView) -> list[Row]:
     if view.status in ("training", "validating", "stalled", "stopping"):
         parts += _forecast(state)
     parts.append(((fmt.rate(state.tok_s), "text"),))
+    if state.mfu is not None:
+        parts.append(((fmt.percent(state.mfu), "text"), (" MFU", "dim")))
     parts.append((("tokens ", "dim"), (fmt.tokens(state.tokens), "text")))
     return parts
 
@@ -180,7 +183,6 @@ def numbers(view: RunView) -> tuple[Number, ...]:
         *_router(state),
         Number(label="wall", text=fmt.seconds(state.wall_s if state.losses.length else None)),
         Number(label="bits/byte", text=fmt.loss(state.val.bpb if state.val else None)),
-        *_gpus(state),
         Number(
             label="checkpoint",
             text=f"step {fmt.count(state.checkpoint.step)}" if state.checkpoint else fmt.NOT_YET,
@@ -213,27 +215,23 @@ def _router(state: RunState) -> list[Number]:
     ]
 
 
-def _gpus(state: RunState) -> list[Number]:
-    """Means over the GPUs that answer; a value nobody tells is N/A."""
-    if not state.gpus:
-        return []
-    utils = [gpu.util / 100 for gpu in state.gpus if gpu.util is not None]
-    watts = [gpu.power_w for gpu in state.gpus if gpu.power_w is not None]
-    temps = [gpu.temperature_c for gpu in state.gpus if gpu.temperature_c is not None]
-    lost = sum(gpu.is_lost for gpu in state.gpus)
-    na = fmt.NOT_AVAILABLE
-    items = [
-        Number(label="GPU util", text=fmt.percent(_mean(utils), none=na)),
-        Number(label="GPU power", text=fmt.fixed(sum(watts) if watts else None, unit="W", none=na)),
-        Number(label="GPU temp", text=fmt.fixed(max(temps) if temps else None, unit="°C", none=na)),
-    ]
-    if lost:
-        items.insert(0, Number(label="GPUs lost", text=fmt.count(lost), role="bad"))
-    return items
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def gpus(view: RunView) -> tuple[Gpu, ...]:
+    """The newest sample of every GPU."""
+    return tuple(
+        Gpu(
+            index=gpu.index,
+            util=None if gpu.util is None else gpu.util / 100,
+            memory_used_bytes=gpu.memory_used_bytes,
+            memory_total_bytes=gpu.memory_total_bytes,
+            power_w=gpu.power_w,
+            power_limit_w=gpu.power_limit_w,
+            temperature_c=gpu.temperature_c,
+            sm_mhz=gpu.sm_mhz,
+            throttle=gpu.throttle,
+            is_lost=gpu.is_lost,
+        )
+        for gpu in view.state.gpus
+    )
 
 
 def progress(view: RunView) -> Progress:

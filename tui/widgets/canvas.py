@@ -40,6 +40,10 @@ class Canvas:
             self._codes[blank, x] = ord(char)
             self._roles[blank, x] = ROLES.index(role)
 
+    def tint(self, x: int, y: int, role: Role) -> None:
+        """Give a cell another role and leave its character."""
+        self._roles[y, x] = ROLES.index(role)
+
     def _text(self, y: int, text: str, role: Role, *, x: int, is_under: bool) -> None:
         if not 0 <= y < self.height:
             return

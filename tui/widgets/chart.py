@@ -101,7 +101,7 @@ class LineChart(Panel[Chart], can_focus=True):
         self.look(figure.with_next_axis(self.value, self.view))
 
     def action_next_decay(self) -> None:
-        self.look(figure.with_next_decay(self.view))
+        self.look(figure.with_next_decay(self.value, self.view))
 
     def action_toggle_cursor(self) -> None:
         if self.view.cursor is None:

@@ -20,6 +20,8 @@ EVENT_SIGNS: dict[EventKind, tuple[str, Role]] = {
     "checkpoint": ("▾", "dim"),
 }
 DECAYS = (0.0, 0.6, 0.9, 0.98)
+# Smoothing that nobody chose: an average over few points would only lag behind them.
+_DECAY_FROM = ((3000, 0.9), (600, 0.6))
 # A forecast may widen the axis by so much of what there is; further ones leave it to the right.
 _MAX_AHEAD = 0.5
 _MIN_SPAN = 1e-6  # of the whole axis: closer is not looked
@@ -66,11 +68,14 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """How a chart is looked at; without a window all of it. `cursor` is a place on the x axis."""
+    """How a chart is looked at; without a window all of it. `cursor` is a place on the x axis.
+
+    `decay` is that of the moving average, 0 for none; None takes what suits the number of points.
+    """
 
     axis: Axis = "step"
     is_log: bool = False
-    decay: float = 0.9
+    decay: float | None = None
     window: Window | None = None
     cursor: float | None = None
     has_guides: bool = True
@@ -79,6 +84,13 @@ class View:
     def is_moved(self) -> bool:
         """Whether there is something to go back from."""
         return self.window is not None or self.cursor is not None
+
+
+def decay(chart: Chart, view: View) -> float:
+    """The decay of the moving average that is drawn, 0 for none."""
+    if view.decay is not None:
+        return view.decay
+    return next((decay for least, decay in _DECAY_FROM if len(chart.curve) >= least), 0.0)
 
 
 def extent(chart: Chart, view: View) -> tuple[float, float]:
@@ -164,15 +176,17 @@ def with_next_axis(chart: Chart, view: View) -> View:
     return replace(view, axis=axis, window=moved, cursor=cursor)
 
 
-def with_next_decay(view: View) -> View:
+def with_next_decay(chart: Chart, view: View) -> View:
     """The view with the next smoothing."""
-    at = DECAYS.index(view.decay) if view.decay in DECAYS else 0
+    now = decay(chart, view)
+    at = DECAYS.index(now) if now in DECAYS else 0
     return replace(view, decay=DECAYS[(at + 1) % len(DECAYS)])
 
 
 def title(chart: Chart, view: View) -> str:
     """The name of the chart and what is done to it; a toggle always shows its true state."""
-    parts = [chart.name, f"EMA {view.decay:g}".replace("0.", ".") if view.decay else "raw"]
+    smoothing = decay(chart, view)
+    parts = [chart.name, f"EMA {smoothing:g}".replace("0.", ".") if smoothing else "raw"]
     parts.append(f"x: {view.axis}")
     if view.is_log:
         parts.append("log y" if chart.curve.has_positive() else "log y: nothing above 0")
@@ -185,9 +199,10 @@ def readout(chart: Chart, view: View, width: int) -> Row:
     """Every series at the cursor, nearest point each, as many as fit; empty without a cursor."""
     if view.cursor is None or not len(chart.curve):
         return ()
-    x, y, mean = chart.curve.nearest(view.axis, view.cursor, decay=view.decay)
+    smoothing = decay(chart, view)
+    x, y, mean = chart.curve.nearest(view.axis, view.cursor, decay=smoothing)
     parts: list[Row] = [((x_text(view.axis, x), "strong"), (f" {fmt.loss(y)}", "text"))]
-    if view.decay:
+    if smoothing:
         parts.append((("EMA ", "dim"), (fmt.loss(mean), "line")))
     if len(chart.mark_steps):
         at = chart.curve.at(view.axis, chart.mark_steps)
@@ -196,7 +211,7 @@ def readout(chart: Chart, view: View, width: int) -> Row:
         value = fmt.loss(float(chart.mark_values[nearest]))
         parts.append(((f"val at {where} ", "dim"), (value, "mark")))
     if chart.ghost is not None and len(chart.ghost):
-        _, y, mean = chart.ghost.nearest(view.axis, view.cursor, decay=view.decay)
+        _, y, mean = chart.ghost.nearest(view.axis, view.cursor, decay=smoothing)
         parts.append(((f"{chart.ghost_name} ", "dim"), (fmt.loss(mean), "ghost")))
     if chart.forecast is not None:
         low, step, high = (

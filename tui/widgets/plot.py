@@ -5,7 +5,7 @@ its ETA band, guides and cursor; forecast and marks on top. Cost follows columns
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -68,7 +68,7 @@ def draw_chart(
     chart: Chart, width: int, height: int, *, view: View | None = None, charset: Charset = "braille"
 ) -> list[Row]:
     """The chart in `width` x `height` cells; the message of an empty one is centered."""
-    view = view or View()
+    view = _settled(chart, view or View())
     laid = _lay_out(chart, view, width, height, charset)
     if laid is None:
         return _message(chart.empty, width, height)
@@ -86,12 +86,16 @@ def draw_chart(
 
 def cursor_at(chart: Chart, view: View, size: tuple[int, int], x: int, charset: Charset) -> float:
     """The place on the x axis of a cell of the drawing; NaN when nothing is drawn."""
-    laid = _lay_out(chart, view, *size, charset)
+    laid = _lay_out(chart, _settled(chart, view), *size, charset)
     if laid is None:
         return math.nan
     frame = laid[0]
     frac = min(1.0, max(0.0, (x - frame.gutter) / max(1, frame.w - 1)))
     return frame.start + frac * (frame.stop - frame.start)
+
+
+def _settled(chart: Chart, view: View) -> View:
+    return replace(view, decay=figure.decay(chart, view))
 
 
 def _lay_out(
@@ -104,10 +108,10 @@ def _lay_out(
     h = height - (2 if height >= 9 else 1)
     is_log = view.is_log and chart.curve.has_positive()
     edges = positions(start, stop, width)
-    columns = chart.curve.columns(view.axis, edges, decay=view.decay, is_log=is_log)
+    columns = chart.curve.columns(view.axis, edges, decay=view.decay or 0.0, is_log=is_log)
     ghost = None
     if chart.ghost is not None:
-        ghost = chart.ghost.columns(view.axis, edges, decay=view.decay, is_log=is_log)
+        ghost = chart.ghost.columns(view.axis, edges, decay=view.decay or 0.0, is_log=is_log)
     y_range = _y_range(chart, view, columns, ghost, is_log=is_log)
     if y_range is None:
         return None
@@ -134,7 +138,7 @@ def _lay_out(
 
 
 def _columns(chart: Chart, view: View, frame: Frame) -> Columns:
-    return chart.curve.columns(view.axis, frame.edges, decay=view.decay, is_log=frame.is_log)
+    return chart.curve.columns(view.axis, frame.edges, decay=view.decay or 0.0, is_log=frame.is_log)
 
 
 def _y_range(

@@ -217,8 +217,8 @@ class Panel(Widget, Generic[Value]):
         key = (size.width, size.height, charset)
         if self._drawn is None or self._drawn[0] != key:
             rows = self.draw(size.width, size.height) if min(size) > 0 else ()
-            rows = map(row_to_ascii, rows) if charset == "ascii" else rows
-            self._drawn = (key, [clip_row(row, size.width) for row in rows])
+            clipped = [clip_row(row, size.width) for row in rows]
+            self._drawn = (key, [*map(row_to_ascii, clipped)] if charset == "ascii" else clipped)
         rows = self._drawn[1]
         if y >= len(rows):
             return Strip.blank(size.width, self.rich_style)
