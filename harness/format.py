@@ -97,8 +97,8 @@ def interval(value: Sequence[float] | None) -> str:
     return "" if value is None else f" [{', '.join(map(core, value))}]"
 
 
-def learning_rate(value: float | None, *, none: str = NOT_YET) -> str:
-    """A learning rate in short scientific form: 1.8e-3."""
+def scientific(value: float | None, *, none: str = NOT_YET) -> str:
+    """A number of any size in short scientific form, learning rates before all: 1.8e-3."""
     odd = _odd(value, none)
     if odd is not None or value is None:
         return odd or none

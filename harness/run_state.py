@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from harness.describe import describe
 from harness.series import Point, Series
@@ -36,6 +36,7 @@ RunStatus = Literal[
 ]
 MAX_ALERTS = 100
 MAX_LINES = 500
+MAX_MARKS = 500
 # Step times that the median is taken over; recent ones, as a run may change its speed.
 MAX_STEP_TIMES = 15
 # A run is stalled after ten times what its step events usually take, but not before a minute; a
@@ -48,6 +49,13 @@ STAGES: Mapping[str, int] = MappingProxyType(
     {"checking": 0, "preparing": 1, "launching": 2, "scoring": 4}
 )
 TRAINER_STAGE = 3
+
+
+class Mark(NamedTuple):
+    """What happened after a step and belongs on its curves."""
+
+    step: int
+    kind: Literal["resume", "checkpoint"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +89,7 @@ class RunState:
     router: ev.RouterEvent | None = None
     prep: tuple[ev.PrepEvent, ...] = ()
     checkpoint: ev.CheckpointEvent | None = None
+    marks: tuple[Mark, ...] = ()
     core_tasks: tuple[ev.CoreTaskEvent, ...] = ()
     core: ev.CoreEvent | None = None
     # The newest evaluation during training, as far as it got.
@@ -238,6 +247,7 @@ def _resume(state: RunState, step: int) -> dict[str, Any]:
         "val": val_events[-1] if val_events else None,
         "best_val": _best(val_events),
         "checkpoint": checkpoint if checkpoint and checkpoint.step <= step else None,
+        "marks": (*(m for m in state.marks if m.step <= step), Mark(step, "resume"))[-MAX_MARKS:],
         "interim_tasks": tuple(task for task in state.interim_tasks if _is_until(task, step)),
         "interim_core": state.interim_core if _is_until(state.interim_core, step) else None,
     }
@@ -253,7 +263,7 @@ def _fold_prep(state: RunState, event: ev.PrepEvent, _: int) -> dict[str, Any]:
 
 
 def _fold_step(state: RunState, event: ev.StepEvent, attempt: int) -> dict[str, Any]:
-    point = Point(event.step, event.tokens, event.train_s, event.loss)
+    point = Point(event.step, event.tokens, event.train_s, event.loss, event.wall_s)
     changes: dict[str, Any] = {
         "losses": state.losses.until(event.step - 1).append(point),
         "core_tasks": (),
@@ -319,6 +329,11 @@ def _fold_gpu(state: RunState, event: ev.GpuEvent, _: int) -> dict[str, Any]:
     return {"gpus": tuple(gpus[index] for index in sorted(gpus))}
 
 
+def _fold_checkpoint(state: RunState, event: ev.CheckpointEvent, _: int) -> dict[str, Any]:
+    marks = (*state.marks, Mark(event.step, "checkpoint"))
+    return {"checkpoint": event, "marks": marks[-MAX_MARKS:]}
+
+
 def _fold_alert(state: RunState, event: ev.AlertEvent, _: int) -> dict[str, Any]:
     return {"alerts": (*state.alerts[1 - MAX_ALERTS :], event)}
 
@@ -351,7 +366,7 @@ _FOLDS: dict[type[ev.Event], Callable[[RunState, Any, int], dict[str, Any]]] = {
     ev.StepEvent: _fold_step,
     ev.ValEvent: _fold_val,
     ev.RouterEvent: _keep("router"),
-    ev.CheckpointEvent: _keep("checkpoint"),
+    ev.CheckpointEvent: _fold_checkpoint,
     ev.CoreTaskEvent: _fold_core_task,
     ev.CoreEvent: _fold_core,
     ev.AlertEvent: _fold_alert,

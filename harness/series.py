@@ -13,26 +13,29 @@ class Point(NamedTuple):
     tokens: int
     train_s: float
     value: float
+    wall_s: float = 0.0
 
 
 class Buffer:
     """Columns of points that only grow at their end; shared by many series."""
 
-    __slots__ = ("step", "tokens", "train_s", "value")
+    __slots__ = ("step", "tokens", "train_s", "value", "wall_s")
 
     def __init__(self) -> None:
         self.step = array("q")
         self.tokens = array("q")
         self.train_s = array("d")
         self.value = array("d")
+        self.wall_s = array("d")
 
-    def copy(self, length: int) -> "Buffer":
-        """The first points in columns of their own."""
+    def part(self, start: int, stop: int) -> "Buffer":
+        """The points from `start` up to `stop` in columns of their own."""
         other = Buffer()
-        other.step = self.step[:length]
-        other.tokens = self.tokens[:length]
-        other.train_s = self.train_s[:length]
-        other.value = self.value[:length]
+        other.step = self.step[start:stop]
+        other.tokens = self.tokens[start:stop]
+        other.train_s = self.train_s[start:stop]
+        other.value = self.value[start:stop]
+        other.wall_s = self.wall_s[start:stop]
         return other
 
 
@@ -47,10 +50,11 @@ class Series:
         """A series one longer; copies only when another series has grown the buffer meanwhile."""
         buffer = self.buffer
         if len(buffer.value) != self.length:
-            buffer = buffer.copy(self.length)
+            buffer = buffer.part(0, self.length)
         buffer.step.append(point.step)
         buffer.tokens.append(point.tokens)
         buffer.train_s.append(point.train_s)
+        buffer.wall_s.append(point.wall_s)
         buffer.value.append(point.value)
         return Series(buffer, self.length + 1)
 
@@ -82,6 +86,15 @@ class Series:
         return self.buffer.value[: self.length]
 
     @property
+    def wall_s(self) -> "array[float]":
+        """A copy of the seconds since the start, float64; 0 where they were not measured."""
+        return self.buffer.wall_s[: self.length]
+
+    def since(self, start: int) -> Buffer:
+        """A copy of the points from index `start` on."""
+        return self.buffer.part(start, self.length)
+
+    @property
     def last(self) -> Point | None:
         """The newest point."""
         return self[-1] if self.length else None
@@ -94,7 +107,13 @@ class Series:
         if not 0 <= at < self.length:
             raise IndexError(f"point {index} of {self.length}")
         columns = self.buffer
-        return Point(columns.step[at], columns.tokens[at], columns.train_s[at], columns.value[at])
+        return Point(
+            columns.step[at],
+            columns.tokens[at],
+            columns.train_s[at],
+            columns.value[at],
+            columns.wall_s[at],
+        )
 
     def __iter__(self) -> Iterator[Point]:
         return (self[index] for index in range(self.length))
@@ -109,5 +128,5 @@ class Series:
         return hash((self.length, self.last))
 
     def _bytes(self) -> tuple[bytes, ...]:
-        columns = (self.steps, self.tokens, self.train_s, self.values)
+        columns = (self.steps, self.tokens, self.train_s, self.values, self.wall_s)
         return tuple(column.tobytes() for column in columns)

@@ -31,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HarnessError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    app = NmoeApp(root, run=run, request=_request(args), is_readonly=args.readonly)
+    is_ascii = args.ascii or not (sys.stdout.encoding or "").lower().startswith("utf")
+    app = NmoeApp(
+        root, run=run, request=_request(args), is_readonly=args.readonly, is_ascii=is_ascii
+    )
     app.run()
     _say_how_to_come_back(app.run_folder)
     return app.return_code or 0
@@ -40,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tui", description=__doc__)
     parser.set_defaults(verb=None, readonly=False)
+    parser.add_argument(
+        "--ascii", action="store_true", help="draw in ASCII; so does a terminal without UTF-8"
+    )
     verbs = parser.add_subparsers(dest="verb")
     attach = verbs.add_parser("attach", help="watch a run")
     attach.add_argument("run", help="run id, or the beginning of it")

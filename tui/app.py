@@ -20,6 +20,7 @@ from tui.screens.board import BoardScreen
 from tui.screens.help import HelpScreen
 from tui.screens.run import RunScreen
 from tui.screens.setup import Launch, Request, SetupScreen
+from tui.widgets.chart import LineChart
 
 REMOTE = ("SSH_CONNECTION", "SSH_TTY")
 STOPPED_BY = "the screen"
@@ -62,6 +63,7 @@ class NmoeApp(App[None]):
         run: RunFolder | None = None,
         request: Request | None = None,
         is_readonly: bool = False,
+        is_ascii: bool = False,
         repo_board: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -69,6 +71,7 @@ class NmoeApp(App[None]):
         self._clock = clock
         if any(name in os.environ for name in REMOTE):
             self.animation_level = "none"
+        self.set_class(is_ascii, "-ascii")
         self.root = root
         self.run_folder = run
         self.is_readonly = is_readonly
@@ -161,7 +164,10 @@ class NmoeApp(App[None]):
             screen.toggle_freeze()
 
     def action_help(self) -> None:
-        keys = [binding for binding in self.BINDINGS if isinstance(binding, Binding)]
+        bindings = [*self.BINDINGS]
+        if isinstance(self._base_screen, RunScreen):
+            bindings += LineChart.BINDINGS
+        keys = [key for key in bindings if isinstance(key, Binding) and key.tooltip]
         self.push_screen(HelpScreen(keys))
 
     def action_detach(self) -> None:

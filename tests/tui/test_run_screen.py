@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from textual import events
 
 from nmoe import events as ev
 from tests.tui import recordings as rec
@@ -142,7 +143,95 @@ def test_gpus_that_answer_nothing_are_not_zero(root):
     assert "8 x B200" in text
     assert "97 %" in text
     assert "5400 W" in text
-    assert "GPUs lost" in text
+    assert "✖ lost" in text
+    assert "∅ n/a" in text
+
+
+def test_gpus_are_one_row_when_there_is_little_room(root):
+    folder = rec.with_gpus(root)
+    with held(folder):
+        text = look(root, run=folder)
+
+    assert "GPU ██████?? ✖ lost 7 97 % 5400 W 70 °C" in text
+
+
+def resumed(root):
+    recording = rec.training(root, stop=900)
+    recording.attempt = 1
+    recording.train(ev.PhaseEvent(phase="training", resume_step=500))
+    recording.train(*rec.steps(1200, start=500), seconds=0.1)
+    return recording.folder
+
+
+def test_chart_shows_where_a_run_was_saved_and_resumed(root):
+    text = look(root, run=resumed(root), size=(100, 30))
+    rule = next(line for line in lines_of(text) if "└" in line and "▾" in line)
+
+    assert rule.index("↻") < rule.index("▾")
+    assert "┊" in text
+    assert "↻ resume" in text
+
+
+def test_keys_change_how_the_chart_is_looked_at(root):
+    folder = rec.training(root).folder
+    seen = {
+        keys: look(root, run=folder, keys=tuple(keys.split()))
+        for keys in ("x", "x x", "x x x", "s s", "l", "i left", "plus", "plus left", "plus 0")
+    }
+
+    assert "x: tokens" in seen["x"]
+    assert "500K" in seen["x"]
+    assert "x: train" in seen["x x"]
+    assert "x: wall" in seen["x x x"]
+    assert "EMA .9 " in seen["s s"]
+    assert "log y" in seen["l"]
+    assert "val at 1,500 1.885" in seen["i left"]
+    assert "zoomed, following" in seen["plus"]
+    assert "zoomed " in seen["plus left"]
+    assert "following" not in seen["plus left"]
+    assert "zoomed" not in seen["plus 0"]
+    assert "step 1,500" in seen["plus 0"]  # and the start screen is not shown
+
+
+def test_wheel_zooms_at_the_pointer_and_a_click_reads(root):
+    folder = rec.training(root).folder
+    texts: list[str] = []
+
+    async def steps(app, pilot):
+        await until(pilot, lambda: app.view is not None, "the run")
+        chart = app.screen.query_one("#chart")
+        await pilot.click("#chart", offset=(40, 5))
+        await pilot.pause()
+        texts.append(screen_text(app))
+        for _ in range(3):
+            await pilot._post_mouse_events(
+                [events.MouseScrollUp], widget=chart, offset=(40, 5), button=0
+            )
+        await pilot.pause()
+        texts.append(screen_text(app))
+
+    drive(root, steps, run=folder)
+
+    assert "val at" in texts[0]
+    assert "zoomed" not in texts[0]
+    assert "zoomed " in texts[1]
+
+
+def test_ascii_screen_has_nothing_else(root):
+    folder = rec.with_gpus(root)
+    for size in (*SIZES, (100, 30), (240, 67)):
+        texts: list[str] = []
+
+        async def steps(app, pilot, texts=texts):
+            await until(pilot, lambda: app.view is not None, "the run")
+            await pilot.pause()
+            texts.append(screen_text(app))
+
+        with held(folder):
+            drive(root, steps, run=folder, size=size, is_ascii=True)
+        assert [char for char in texts[0] if not char.isascii()] == []
+        assert "* TRAINING" in texts[0]
+        assert "- target -" in texts[0]
 
 
 def test_screen_waits_when_the_folder_is_empty(root):

@@ -7,9 +7,12 @@ from textual.widgets import Footer
 
 from tui.feed import RunView
 from tui.screens import summary
+from tui.screens.curves import CurveOf
 from tui.screens.report import report
-from tui.widgets.chart import EMPTY, LineChart
+from tui.widgets.chart import LineChart
 from tui.widgets.core import Core, CoreTable
+from tui.widgets.figure import Chart
+from tui.widgets.gpus import GpuTable
 from tui.widgets.logs import LogTail
 from tui.widgets.numbers import Numbers
 from tui.widgets.progress import Progress, ProgressBars
@@ -24,9 +27,11 @@ class RunScreen(Screen[None]):
         super().__init__()
         self._strip = StatusStrip(Status(), id="strip")
         self._banner = Paragraphs((), id="banner")
-        self._chart = LineChart(EMPTY, id="chart")
+        self._chart = LineChart(Chart(), id="chart")
+        self._losses = CurveOf()
         self._progress = ProgressBars(Progress(), id="progress")
         self._numbers = Numbers((), id="numbers")
+        self._gpus = GpuTable((), id="gpus")
         self._core = CoreTable(Core(), id="core")
         self._report = Paragraphs((), id="report")
         self._log = LogTail((), id="log")
@@ -35,9 +40,9 @@ class RunScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         for panel, title in (
-            (self._chart, "loss"),
             (self._progress, "prepare"),
             (self._numbers, "numbers"),
+            (self._gpus, "GPUs"),
             (self._core, "CORE"),
             (self._report, "report"),
             (self._log, "log"),
@@ -51,6 +56,7 @@ class RunScreen(Screen[None]):
                 yield self._progress
             with Container(id="side"):
                 yield self._numbers
+                yield self._gpus
                 yield self._report
                 yield self._core
         yield self._log
@@ -72,9 +78,12 @@ class RunScreen(Screen[None]):
         self.set_class(bool(paragraphs), "-report")
         self.set_class(view.status == "done", "-done")
         self._report.show(paragraphs)
-        self._chart.show(summary.chart(view))
+        self._chart.show(summary.chart(view, self._losses))
         self._progress.show(summary.progress(view))
         self._numbers.show(summary.numbers(view))
+        gpus = summary.gpus(view)
+        self.set_class(bool(gpus), "-gpus")
+        self._gpus.show(gpus)
         self._core.show(summary.core(view))
         self._log.show(view.state.lines)
 

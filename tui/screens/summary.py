@@ -1,7 +1,6 @@
 """What the run screen shows: a view of a run as values for the widgets. Pure functions."""
 
 import math
-from array import array
 
 import numpy as np
 
@@ -9,16 +8,16 @@ from harness import format as fmt
 from harness.runs import RunState
 from nmoe.config import Plan
 from tui.feed import RunView
-from tui.widgets.braille import Floats
-from tui.widgets.chart import Chart
+from tui.screens.curves import CurveOf
 from tui.widgets.core import Core, Task
+from tui.widgets.figure import Chart, EventMark
+from tui.widgets.forecast import Forecast, forecast
+from tui.widgets.gpus import Gpu
 from tui.widgets.numbers import Number
 from tui.widgets.progress import Job, Progress
 from tui.widgets.rows import Role, Row, clean
 from tui.widgets.strip import Status
 
-_FORECAST_VALS = 6  # validations a forecast looks back on
-_MIN_VALS = 3
 _BEFORE_STEPS = ("idle", "checking", "preparing", "launching", "compiling")
 _WAITING = {
     "checking": "checking machine and files",
@@ -97,6 +96,8 @@ def _progress(view: RunView) -> list[Row]:
     if view.status in ("training", "validating", "stalled", "stopping"):
         parts += _forecast(state)
     parts.append(((fmt.rate(state.tok_s), "text"),))
+    if state.mfu is not None:
+        parts.append(((fmt.percent(state.mfu), "text"), (" MFU", "dim")))
     parts.append((("tokens ", "dim"), (fmt.tokens(state.tokens), "text")))
     return parts
 
@@ -114,9 +115,14 @@ def _preparation(view: RunView) -> list[Row]:
 
 
 def _forecast(state: RunState) -> list[Row]:
-    eta = target_eta_s(state)
-    if eta is not None:
-        return [(("ETA ", "dim"), (f"~{fmt.seconds(eta)}", "accent"))]
+    ahead = target_forecast(state)
+    if ahead is not None and state.ms is not None:
+        eta, low, high = (
+            max(0.0, step - state.step) * state.ms / 1000
+            for step in (ahead.step, ahead.low, ahead.high)
+        )
+        band = f" ±{fmt.seconds((high - low) / 2)}"
+        return [(("ETA ", "dim"), (f"~{fmt.seconds(eta)}", "accent"), (band, "dim"))]
     cap = cap_eta_s(state)
     return [(("cap in ", "dim"), (fmt.seconds(cap), "text"))] if cap is not None else []
 
@@ -128,42 +134,37 @@ def cap_eta_s(state: RunState) -> float | None:
     return max(0, state.steps - state.step) * state.ms / 1000
 
 
-def target_eta_s(state: RunState) -> float | None:
-    """Seconds of training until the target, if the last validations go on as they do.
+def target_forecast(state: RunState) -> Forecast | None:
+    """When the target is reached if the last validations go on as they do.
 
-    A straight line through loss over log(step): the usual course of a loss at a constant learning
-    rate. None when it does not fall, or not far enough within the budget of steps.
+    None when they do not fall, or not far enough within the budget of steps.
     """
-    ms, target = state.ms, state.target
-    vals = [val for val in state.val_events[-_FORECAST_VALS:] if val.step > 0]
-    vals = [val for val in vals if math.isfinite(val.loss)]
-    if len(vals) < _MIN_VALS or target is None or ms is None or not math.isfinite(ms):
+    if state.target is None or state.ms is None or not math.isfinite(state.ms):
         return None
-    slope, offset = np.polyfit(np.log([val.step for val in vals]), [v.loss for v in vals], 1)
-    if slope >= -1e-6 or (target - offset) / slope > math.log(max(2, state.steps)):
-        return None
-    step = math.exp((target - offset) / slope)
-    return max(0.0, step - state.step) * ms / 1000
+    vals = state.val_events
+    losses = [val.loss for val in vals]
+    return forecast([val.step for val in vals], losses, state.target, limit=state.steps)
 
 
-def chart(view: RunView) -> Chart:
-    """The loss over steps with validations and target."""
+def chart(view: RunView, losses: CurveOf | None = None) -> Chart:
+    """The loss with validations, target, forecast and marks; `losses` keeps the curve."""
     state = view.state
-    losses, vals = state.losses, state.vals
-    empty = "no loss yet" if view.is_alive else "no loss was logged"
+    vals = state.vals
+    curve = (losses or CurveOf()).follow(state.losses)
+    is_going_on = view.status in ("training", "validating", "stalled", "stopping")
+    ahead = target_forecast(state) if is_going_on else None
+    marks = tuple(EventMark(step=mark.step, kind=mark.kind) for mark in state.marks)
+    is_dirty = (id(curve), curve.revision, vals.length, repr(vals.last), state.target, ahead)
     return Chart(
-        revision=(state.run_id, losses.length, losses.last, vals.length, vals.last, state.target),
-        x_N=_floats(losses.steps),
-        y_N=_floats(losses.values),
-        mark_x_N=_floats(vals.steps),
-        mark_y_N=_floats(vals.values),
+        revision=(state.run_id, *is_dirty, marks, view.is_alive),
+        curve=curve,
+        mark_steps=np.asarray(vals.steps, dtype=np.float64),
+        mark_values=np.asarray(vals.values, dtype=np.float64),
         target=state.target,
-        empty=empty,
+        forecast=ahead,
+        events=marks,
+        empty="no loss yet" if view.is_alive else "no loss was logged",
     )
-
-
-def _floats(values: "array[int] | array[float]") -> Floats:
-    return np.asarray(values, dtype=np.float64)
 
 
 def numbers(view: RunView) -> tuple[Number, ...]:
@@ -176,13 +177,12 @@ def numbers(view: RunView) -> tuple[Number, ...]:
         Number(label="ms/step", text=fmt.fixed(state.ms, decimals=1)),
         Number(label="tok/s", text=fmt.tokens(state.tok_s)),
         Number(label="MFU", text=fmt.percent(state.mfu, none=_na(state.ms))),
-        Number(label="lr", text=fmt.learning_rate(state.lr)),
+        Number(label="lr", text=fmt.scientific(state.lr)),
         Number(label="grad norm", text=fmt.fixed(state.grad_norm, decimals=2)),
         Number(label="tokens", text=fmt.tokens(state.tokens if state.losses.length else None)),
         *_router(state),
         Number(label="wall", text=fmt.seconds(state.wall_s if state.losses.length else None)),
         Number(label="bits/byte", text=fmt.loss(state.val.bpb if state.val else None)),
-        *_gpus(state),
         Number(
             label="checkpoint",
             text=f"step {fmt.count(state.checkpoint.step)}" if state.checkpoint else fmt.NOT_YET,
@@ -215,27 +215,23 @@ def _router(state: RunState) -> list[Number]:
     ]
 
 
-def _gpus(state: RunState) -> list[Number]:
-    """Means over the GPUs that answer; a value nobody tells is N/A."""
-    if not state.gpus:
-        return []
-    utils = [gpu.util / 100 for gpu in state.gpus if gpu.util is not None]
-    watts = [gpu.power_w for gpu in state.gpus if gpu.power_w is not None]
-    temps = [gpu.temperature_c for gpu in state.gpus if gpu.temperature_c is not None]
-    lost = sum(gpu.is_lost for gpu in state.gpus)
-    na = fmt.NOT_AVAILABLE
-    items = [
-        Number(label="GPU util", text=fmt.percent(_mean(utils), none=na)),
-        Number(label="GPU power", text=fmt.fixed(sum(watts) if watts else None, unit="W", none=na)),
-        Number(label="GPU temp", text=fmt.fixed(max(temps) if temps else None, unit="°C", none=na)),
-    ]
-    if lost:
-        items.insert(0, Number(label="GPUs lost", text=fmt.count(lost), role="bad"))
-    return items
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def gpus(view: RunView) -> tuple[Gpu, ...]:
+    """The newest sample of every GPU."""
+    return tuple(
+        Gpu(
+            index=gpu.index,
+            util=None if gpu.util is None else gpu.util / 100,
+            memory_used_bytes=gpu.memory_used_bytes,
+            memory_total_bytes=gpu.memory_total_bytes,
+            power_w=gpu.power_w,
+            power_limit_w=gpu.power_limit_w,
+            temperature_c=gpu.temperature_c,
+            sm_mhz=gpu.sm_mhz,
+            throttle=gpu.throttle,
+            is_lost=gpu.is_lost,
+        )
+        for gpu in view.state.gpus
+    )
 
 
 def progress(view: RunView) -> Progress:

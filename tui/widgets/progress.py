@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 
 from harness import format as fmt
+from tui.widgets.meters import meter
 from tui.widgets.rows import Panel, Role, Row, clean, clip_row, pad
 
-_PARTS = "▏▎▍▌▋▊▉█"
 _MAX_BAR = 60
 
 
@@ -67,13 +67,11 @@ def draw_progress(progress: Progress, width: int, height: int) -> list[Row]:
 
 def _job(job: Job, name_width: int, bar_width: int, tail: str) -> Row:
     is_done = job.total > 0 and job.done >= job.total
-    filled, empty = _bar(_frac(job) or 0.0, bar_width)
-    role: Role = "good" if is_done else "line"
+    bar = meter(_frac(job) or 0.0, bar_width, "good" if is_done else "line")
     mark: Role = "good" if is_done else "text"
     return (
         (("✔ " if is_done else "  ") + pad(clean(job.name), name_width) + " ", mark),
-        (filled, role),
-        (empty, "faint"),
+        *bar,
         (tail, "text"),
     )
 
@@ -85,13 +83,6 @@ def _frac(job: Job) -> float | None:
 def _tail(job: Job) -> str:
     """Percentage and amount; the same number of cells for amounts of one size."""
     return f" {fmt.percent(_frac(job)):>5}  {_amount(job)}"
-
-
-def _bar(frac: float, width: int) -> tuple[str, str]:
-    eighths = round(frac * width * len(_PARTS))
-    whole, part = divmod(eighths, len(_PARTS))
-    filled = _PARTS[-1] * whole + (_PARTS[part - 1] if part else "")
-    return filled, "·" * (width - len(filled))
 
 
 def _amount(job: Job) -> str:

@@ -7,19 +7,18 @@ outside is never parsed as markup.
 
 import unicodedata
 from collections.abc import Sequence
-from typing import ClassVar, Generic, Literal, TypeAlias, TypeVar
+from typing import ClassVar, Generic, Literal, TypeAlias, TypeVar, cast, get_args
 
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
+from textual.dom import DOMNode
 from textual.strip import Strip
 from textual.widget import Widget
 
-Role = Literal["text", "strong", "dim", "faint", "accent", "good", "warn", "bad", "line", "mark"]
-Span: TypeAlias = tuple[str, Role]
-Row: TypeAlias = tuple[Span, ...]
-Value = TypeVar("Value")
+from tui.widgets.ascii import to_ascii
+from tui.widgets.raster import Charset
 
-ROLES: tuple[Role, ...] = (
+Role = Literal[
     "text",
     "strong",
     "dim",
@@ -30,7 +29,20 @@ ROLES: tuple[Role, ...] = (
     "bad",
     "line",
     "mark",
-)
+    "ghost",
+    "cursor",
+    "heat1",
+    "heat2",
+    "heat3",
+    "heat4",
+    "heat5",
+    "heat6",
+]
+Span: TypeAlias = tuple[str, Role]
+Row: TypeAlias = tuple[Span, ...]
+Value = TypeVar("Value")
+
+ROLES: tuple[Role, ...] = get_args(Role)
 ELLIPSIS = "…"
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})  # controls, direction marks, separators
 
@@ -80,6 +92,11 @@ def clip_row(row: Sequence[Span], width: int) -> Row:
             break
         spans.append((clip(text, left), role))
     return tuple(spans)
+
+
+def row_to_ascii(row: Sequence[Span]) -> Row:
+    """The row in plain ASCII, a cell for a cell."""
+    return tuple((to_ascii(text), role) for text, role in row)
 
 
 def spread(left: Sequence[Span], right: Sequence[Span], width: int) -> Row:
@@ -145,13 +162,21 @@ class Panel(Widget, Generic[Value]):
     Panel > .row--bad { color: $error; text-style: bold; }
     Panel > .row--line { color: $primary-lighten-2; }
     Panel > .row--mark { color: $warning; text-style: bold; }
+    Panel > .row--ghost { color: $secondary; }
+    Panel > .row--cursor { color: $foreground; text-style: bold reverse; }
+    Panel > .row--heat1 { color: #46327e; }
+    Panel > .row--heat2 { color: #365c8d; }
+    Panel > .row--heat3 { color: #277f8e; }
+    Panel > .row--heat4 { color: #1fa187; }
+    Panel > .row--heat5 { color: #a0da39; }
+    Panel > .row--heat6 { color: #fde725; }
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"row--{role}" for role in ROLES}
 
     def __init__(self, value: Value, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, classes=classes)
         self._value = value
-        self._drawn: tuple[tuple[int, int], list[Row]] | None = None
+        self._drawn: tuple[tuple[object, ...], list[Row]] | None = None
 
     @property
     def value(self) -> Value:
@@ -162,8 +187,20 @@ class Panel(Widget, Generic[Value]):
         if value == self._value:
             return
         self._value = value
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Draw again: what is drawn has changed."""
         self._drawn = None
         self.refresh(layout=self.styles.auto_dimensions)
+
+    @property
+    def charset(self) -> Charset:
+        """What curves are drawn with; the app has the class `-ascii` or `-block` for the others."""
+        app = cast(DOMNode, self.app)  # pyright: ignore[reportUnknownMemberType]
+        if app.has_class("-ascii"):
+            return "ascii"
+        return "block" if app.has_class("-block") else "braille"
 
     def draw(self, width: int, height: int) -> Sequence[Row]:
         """The rows for the current value in `width` x `height` cells."""
@@ -176,10 +213,12 @@ class Panel(Widget, Generic[Value]):
     def render_line(self, y: int) -> Strip:
         """One painted row; blank below the last one."""
         size = self.content_size
-        key = (size.width, size.height)
+        charset = self.charset
+        key = (size.width, size.height, charset)
         if self._drawn is None or self._drawn[0] != key:
-            rows = [clip_row(row, key[0]) for row in self.draw(*key)] if min(key) > 0 else []
-            self._drawn = (key, rows)
+            rows = self.draw(size.width, size.height) if min(size) > 0 else ()
+            clipped = [clip_row(row, size.width) for row in rows]
+            self._drawn = (key, [*map(row_to_ascii, clipped)] if charset == "ascii" else clipped)
         rows = self._drawn[1]
         if y >= len(rows):
             return Strip.blank(size.width, self.rich_style)

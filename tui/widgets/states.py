@@ -45,6 +45,20 @@ SIGNS: dict[str, Sign] = dict(
 )
 
 
+# A GPU, by what keeps it from its full speed, the worst first.
+GPU_SIGNS: dict[str, Sign] = dict(
+    (
+        _sign("✖", "lost", "bad", "fell off the bus; it must be reset"),
+        _sign("▲", "slowed", "bad", "held back by heat or a failing supply"),
+        _sign("◐", "behind", "warn", "its rank takes longer than the others"),
+        _sign("▾", "capped", "warn", "at its power limit, which is usual at full load"),
+        _sign("∅", "n/a", "dim", "tells nothing about itself"),
+        _sign("○", "idle", "dim", "no kernel ran"),
+        _sign("●", "ok", "good", "at work"),
+    )
+)
+
+
 def sign(status: str) -> Sign:
     """The sign of a status; an unknown one is shown by its name."""
     return SIGNS.get(status) or Sign(glyph="?", word=status, role="dim", meaning="")

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from rich.cells import cell_len
 
-from tui.widgets.rows import Role, Row, clip, pad
+from tui.widgets.rows import Role, Row, clip, clip_row, pad, row_width
+
+Cell: TypeAlias = str | Row
 
 _GAP = "  "
 
@@ -22,15 +24,22 @@ class Column:
 
 def draw_table(
     columns: Sequence[Column],
-    records: Sequence[Sequence[str]],
+    records: Sequence[Sequence[Cell]],
     width: int,
     *,
     roles: Sequence[Role] = (),
     has_header: bool = True,
 ) -> list[Row]:
-    """A header and a row a record; the widest kept left-aligned column is clipped at the end."""
+    """A header and a row a record; a text takes the record's role, a row of spans has its own.
+
+    The widest kept left-aligned column is clipped at the end.
+    """
+    cells = [
+        [_row(cell, roles[at] if roles else "text") for cell in record]
+        for at, record in enumerate(records)
+    ]
     widths = [
-        max([cell_len(column.title) if has_header else 0, *(cell_len(r[i]) for r in records)])
+        max([cell_len(column.title) if has_header else 0, *(row_width(row[i]) for row in cells)])
         for i, column in enumerate(columns)
     ]
     kept = _fit(columns, widths, width)
@@ -42,12 +51,41 @@ def draw_table(
     rows: list[Row] = []
     if has_header:
         titles = [pad(columns[i].title, widths[i], align=columns[i].align) for i in kept]
-        rows.append(((clip(_GAP.join(titles), width), "dim"),))
-    for at, record in enumerate(records):
-        texts = [pad(record[i], widths[i], align=columns[i].align) for i in kept]
-        role = roles[at] if roles else "text"
-        rows.append(((clip(_GAP.join(texts).rstrip(), width), role),))
+        rows.append(((clip(_GAP.join(titles).rstrip(), width), "dim"),))
+    for record in cells:
+        row: Row = ()
+        for i in kept:
+            gap: Row = ((_GAP, "text"),) if row else ()
+            row = (*row, *gap, *_padded(record[i], widths[i], columns[i].align))
+        rows.append(clip_row(_stripped(row), width))
     return rows
+
+
+def table_width(columns: Sequence[Column], records: Sequence[Sequence[Cell]]) -> int:
+    """Cells that all columns take."""
+    widths = [
+        max([cell_len(column.title), *(row_width(_row(record[i], "text")) for record in records)])
+        for i, column in enumerate(columns)
+    ]
+    return sum(widths) + len(_GAP) * (len(columns) - 1)
+
+
+def _row(cell: Cell, role: Role) -> Row:
+    return ((cell, role),) if isinstance(cell, str) else cell
+
+
+def _padded(cell: Row, width: int, align: Literal["left", "right"]) -> Row:
+    """Exactly `width` cells."""
+    cell = clip_row(cell, width)
+    fill: Row = ((" " * (width - row_width(cell)), "text"),)
+    return (*fill, *cell) if align == "right" else (*cell, *fill)
+
+
+def _stripped(row: Row) -> Row:
+    """Without the blanks at its end."""
+    while row and not row[-1][0].strip():
+        row = row[:-1]
+    return row
 
 
 def _fit(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
