@@ -29,7 +29,7 @@ bench: install ## what the operations cost; rows of a GPU go to bench/results/
 	./n bench loss
 	./n bench transport
 	./n bench step
-	$(BIN)/pytest bench/test_prep.py bench/test_reference.py --benchmark-enable
+	$(BIN)/pytest bench/test_prep.py bench/test_reference.py bench/test_widgets.py --benchmark-enable
 
 image:
 	$(MAKE) -C docker train

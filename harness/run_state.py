@@ -330,7 +330,8 @@ def _fold_gpu(state: RunState, event: ev.GpuEvent, _: int) -> dict[str, Any]:
 
 
 def _fold_checkpoint(state: RunState, event: ev.CheckpointEvent, _: int) -> dict[str, Any]:
-    marks = (*state.marks, Mark(event.step, "checkpoint"))
+    mark = Mark(event.step, "checkpoint")
+    marks = (*(other for other in state.marks if other != mark), mark)
     return {"checkpoint": event, "marks": marks[-MAX_MARKS:]}
 
 

@@ -270,6 +270,24 @@ def test_interim_scores_are_dropped_when_training_goes_back_before_them() -> Non
     assert (fold(stream + gone).interim_core, fold(stream + gone).interim_tasks) == (None, ())
 
 
+def test_marks_are_those_of_what_happened_when_training_goes_back() -> None:
+    saved = [ev.CheckpointEvent(step=s, name="c", bytes=1, seconds=0.1) for s in (10, 20, 30)]
+    state = fold(records(*saved))
+    resumed = ev.PhaseEvent(phase="training", resume_step=20)
+    state = fold(records(resumed, saved[2], saved[2], attempt=1, seq=3), state)
+
+    assert state.marks == (
+        (10, "checkpoint"), (20, "checkpoint"), (20, "resume"), (30, "checkpoint")
+    )  # fmt: skip
+
+
+def test_wall_time_is_beside_each_loss() -> None:
+    state = fold(records(step_event(10), step_event(20)))
+
+    assert list(state.losses.wall_s) == [2.0, 3.0]
+    assert list(state.losses.since(1).wall_s) == [3.0]
+
+
 def test_resume_drops_later_points_when_its_phase_event_is_lost() -> None:
     state = fold(records(step_event(10, 4.0), step_event(20, 3.0), step_event(30, 2.0)))
     state = fold(records(step_event(20, 9.0), attempt=1, seq=3), state)

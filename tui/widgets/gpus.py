@@ -167,7 +167,7 @@ def _memory_cell(gpu: Gpu, cells: int) -> Row:
     text: Row = ((fmt.gib(used, decimals=0).removesuffix(" GiB"), "text"),)
     if not total:
         return (*text, (" GiB", "dim"))
-    bar = meter(used / total, cells, "warn" if used > 0.97 * total else "ghost")
+    bar = meter(used / total, cells, "warn" if used > 0.97 * total else "dim")
     return (*bar, (" ", "text"), *text, (f"/{fmt.gib(total, decimals=0)}", "dim"))
 
 

@@ -27,7 +27,7 @@ LOAD_BOUNDS = (0.5, 0.8, 1.25, 2.0, 4.0)
 GLYPHS = "·░▒▓█▲"
 _HEAT: tuple[Role, ...] = ("heat1", "heat2", "heat3", "heat4", "heat5", "heat6")
 _MIN_WIDTH, _MIN_HEIGHT = 8, 2
-_SUMMARY_WIDTH = 18  # the highest of a row and how many are 0, behind it
+_SUMMARY_WIDTH = 20  # the highest of a row and how many are 0, behind it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,8 @@ def draw_heatmap(
     footer = [_columns_axis(heat, grid)]
     last = readout(heat, cursor, width) if cursor is not None else legend(heat, width)
     footer.append(last)
-    return [*rows, *footer[2 - grid.num_footer :]]
+    rows += footer[2 - grid.num_footer :]
+    return [clip_row(row, width) for row in rows]
 
 
 def legend(heat: HeatMap, width: int) -> Row:

@@ -162,9 +162,9 @@ class Panel(Widget, Generic[Value]):
     Panel > .row--bad { color: $error; text-style: bold; }
     Panel > .row--line { color: $primary-lighten-2; }
     Panel > .row--mark { color: $warning; text-style: bold; }
-    Panel > .row--ghost { color: $secondary; }
+    Panel > .row--ghost { color: #cc79a7; }
     Panel > .row--cursor { color: $foreground; text-style: bold reverse; }
-    Panel > .row--heat1 { color: #46327e; }
+    Panel > .row--heat1 { color: #52439a; }
     Panel > .row--heat2 { color: #365c8d; }
     Panel > .row--heat3 { color: #277f8e; }
     Panel > .row--heat4 { color: #1fa187; }
