@@ -59,7 +59,10 @@ def _version_problems(plan: Plan) -> list[Problem]:
         what = f"{plan.dtype} experts are not built yet"
         found.append(Problem(what=what, fix=f"Run: n speedrun {plan.preset} --dtype bf16"))
     if plan.device == "cuda" and plan.world > 1:
-        what = "training on several GPUs was tested with all ranks on one GPU only"
+        what = (
+            "training on several GPUs was never run: its expert transport was, with two ranks on"
+            " one GPU"
+        )
         fix = f"Compare with one: n speedrun {plan.preset} --gpus 1"
         found.append(Problem(what=what, fix=fix, exit_code=WARNING))
     used = {plan.attention.attn}

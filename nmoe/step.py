@@ -31,19 +31,28 @@ def train_step(run: Run) -> None:
 def gradients(run: Run, batch_BN: Tensor) -> tuple[Tensor, Callable[[], bool]]:
     """(this rank's share of the mean loss, fp64, whether all rows fitted); gradients in `.grad`.
 
-    Rows are asked about behind the last forward pass: whoever waits for the answer does so while
-    the device still has the backward pass to do.
+    Rows are asked about once, behind the last forward pass: whoever waits for the answer does so
+    while the device still has the backward pass to do.
     """
-    plan = run.plan
     mean_loss = torch.zeros((), dtype=torch.float64, device=run.device)
+    *earlier, last_BN = batch_BN.split(run.plan.train.micro_batch)
+    for windows_BN in earlier:
+        loss, objective = losses(run, windows_BN)
+        mean_loss += loss
+        objective.backward()
+    loss, objective = losses(run, last_BN)
     fits = run.transport.fits()
-    for windows_BN in batch_BN.split(plan.train.micro_batch):
-        nats, _, aux_sum = run.model.nats(windows_BN)
-        fits = run.transport.fits()
-        loss = nats / (plan.train.batch_size * plan.train.seq_len)
-        mean_loss += loss.detach()
-        (loss + plan.experts.aux_coef * aux_sum / plan.train.batch_size).backward()
+    mean_loss += loss
+    objective.backward()
     return mean_loss, fits
+
+
+def losses(run: Run, windows_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of means over the global batch: (the loss without gradients, what is minimised)."""
+    plan = run.plan
+    nats, _, aux_sum = run.model.nats(windows_BN)
+    loss = nats / (plan.train.batch_size * plan.train.seq_len)
+    return loss.detach(), loss + plan.experts.aux_coef * aux_sum / plan.train.batch_size
 
 
 def lacked_room(run: Run, fits: Callable[[], bool]) -> bool:
@@ -59,7 +68,7 @@ def lacked_room(run: Run, fits: Callable[[], bool]) -> bool:
     run.transport.grow()
     run.report.alert(
         "rows",
-        f"more rows than expected chose the experts of one rank in step {run.step + 1}: the work is"
+        f"more rows than expected chose the experts of one rank after step {run.step}: the work is"
         " done again with twice the room",
         level="info",
     )
