@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     helps = {
         "kernels": "each kernel and the layer, in turn with their peers",
         "loss": "the loss of the head, forward and backward, in turn with torch",
-        "transport": "dispatch, return and the layer on two ranks",
+        "transport": "dispatch, return and the layer on two or more ranks",
         STEP: "the training step of each preset, by part, in turn with plain torch",
     }
     for noun, text in helps.items():
@@ -102,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
             _add_step_options(verb)
         else:
             verb.add_argument("--shapes", default="", metavar="A,B", help="only these shapes")
+        if noun == "transport":
+            verb.add_argument("--gpus", type=_positive, default=2, metavar="N", help="a rank each")
         verb.add_argument("--commit", help="of the code, where git does not know it")
     verb = nouns.add_parser("show", help="the table of a file of rows")
     verb.add_argument("file", type=Path, metavar="FILE")
@@ -181,6 +183,8 @@ def _measure(options: argparse.Namespace, shapes: Sequence[Shape], rows_file: Pa
         arguments += ["--shapes", options.shapes]
     if options.commit:
         arguments += ["--commit", options.commit]
+    if options.noun == "transport":
+        arguments += ["--gpus", str(options.gpus)]
     code = int(pytest.main(arguments))
     print(f"{time.monotonic() - started:.0f} s", flush=True)
     return code

@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--summary", type=Path, default=SUMMARY, help="merge the rows of a GPU there")
     group.addoption("--commit", help="the commit of the code, where git does not know it")
     group.addoption("--shapes", default="", help="only these, by name, with commas in between")
+    group.addoption("--gpus", type=int, default=2, help="ranks of the transport, a GPU each")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""Dispatch, return and the layer on two ranks, in turn with collectives."""
+"""Dispatch, return and the layer on several ranks, in turn with collectives."""
 
 import pickle
 import time
@@ -16,21 +16,21 @@ from bench.rows import BOTH, FORWARD, OURS, right
 from bench.shapes import Shape, shapes_for
 from bench.timing import Contest
 
-WORLD = 2
 LIMIT_S = 300
 
 
 def test_transport(benchmark, device: str, report: Report, tmp_path: Path, pytestconfig):
-    """Two GPUs, or two processes where there is none; the first shape of this machine."""
-    if device == "cuda" and torch.cuda.device_count() < WORLD:
-        pytest.skip(f"needs {WORLD} GPUs, this machine has {torch.cuda.device_count()}")
+    """A GPU for each rank, or processes where there is none; the first shape of this machine."""
+    world = pytestconfig.getoption("--gpus")
+    if device == "cuda" and torch.cuda.device_count() < world:
+        pytest.skip(f"needs {world} GPUs, this machine has {torch.cuda.device_count()}")
     shape = shapes_for(device, pytestconfig.getoption("--shapes"))[0]
-    job = Job(shape=shape, device=device, world=WORLD, folder=tmp_path)
+    job = Job(shape=shape, device=device, world=world, folder=tmp_path)
     if benchmark.disabled:
         job = replace(job, rounds=1, warmups=0)
     benchmark.pedantic(_run_ranks, args=(job,), rounds=1)
     measured: Measured = pickle.loads((tmp_path / "measured").read_bytes())
-    facts = machine(gpus=WORLD, commit=pytestconfig.getoption("--commit"))
+    facts = machine(gpus=world, commit=pytestconfig.getoption("--commit"))
     _add(replace(report, machine=facts), shape, measured)
     assert right(measured.errors.get(OURS, {})), measured.errors
 

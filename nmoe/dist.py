@@ -1,8 +1,11 @@
 """Ranks of one host: who I am, barriers, dense reductions; the reader of torchrun's variables."""
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +17,7 @@ from nmoe.config import ConfigError, Device
 
 Op = Literal["sum", "max"]
 MAX_RANKS = 8
+_LOOK_S = 0.5  # how often a rank on a GPU looks whether its peers live
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,43 @@ def shutdown() -> None:
     """Leave the process group if there is one."""
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
+
+
+@contextmanager
+def watched(on_lost: Callable[[str], None]) -> Iterator[None]:
+    """Tell `on_lost`, on a thread of its own, when the process of another rank is gone.
+
+    A rank whose peer died waits inside CUDA, in a collective or for a flag, where no exception
+    comes: `on_lost` must end the process. Ranks leave the block together, unless by an exception.
+    """
+    peers = gather((os.getpid(), start_time(os.getpid())))
+    left = threading.Event()
+
+    def look() -> None:
+        while not left.wait(_LOOK_S):
+            for rank, (pid, started) in enumerate(peers):
+                if start_time(pid) != started and not left.is_set():
+                    on_lost(f"rank {rank} (pid {pid}) died: its process is gone.")
+                    return
+
+    thread = threading.Thread(target=look, name="watch-peers", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+    thread.join()
+    barrier()  # whoever goes on from here may end: nobody watches any more
+
+
+def start_time(pid: int) -> int:
+    """When the process started, in clock ticks since boot; -1 when it is gone or a zombie."""
+    try:
+        # man 5 proc: state is field 3, start time field 22, after a name that may hold spaces
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return -1
+    return -1 if fields[0] in "ZX" else int(fields[19])
 
 
 def barrier() -> None:

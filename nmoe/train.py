@@ -296,11 +296,21 @@ def run_rank(
     """Train one rank of an attempt to its end; returns the exit code."""
     control = Control(folder, supervisor_fd=pipe)
     report = Reporter(folder, plan, attempt=attempt, is_writer=world.is_main, say=_say)
+
+    def on_lost(why: str) -> NoReturn:
+        code = _fail(report, "peer", PeerError(f"{why} See its log, then resume."), code=5)
+        if pipe is None and world.is_main:
+            standalone.record_exit(folder, rc=code, attempt=attempt)
+        os._exit(code)
+
+    # CPU ranks see it where they wait
+    is_watched = plan.device == "cuda" and world.size > 1
     try:
-        run = build(plan, folder, data_root(), world=world, control=control, report=report)
-        status, message = train(run)
-        conclude(run, status, message)
-        close(run)
+        with dist.watched(on_lost) if is_watched else nullcontext():
+            run = build(plan, folder, data_root(), world=world, control=control, report=report)
+            status, message = train(run)
+            conclude(run, status, message)
+            close(run)
         return EXIT_CODES[status]
     except ConfigError as error:
         return _fail(report, "configuration", error, code=2)

@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nmoe.dist import start_time
+
 _SHM = Path("/dev/shm")
 _LINE_BYTES = 64  # a flag or a region starts on its own cache line
 _WORD_BYTES = 8
@@ -239,16 +241,6 @@ def _map(path: Path, size: int) -> mmap.mmap:
         return mmap.mmap(fd, size)
     finally:
         os.close(fd)
-
-
-def start_time(pid: int) -> int:
-    """When the process started, in clock ticks since boot; -1 when it is gone or a zombie."""
-    try:
-        # man 5 proc: state is field 3, start time field 22, after a name that may hold spaces
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return -1
-    return -1 if fields[0] in "ZX" else int(fields[19])
 
 
 _held = threading.Lock()

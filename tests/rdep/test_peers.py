@@ -4,19 +4,19 @@ import os
 import subprocess
 import sys
 
-from nmoe.rdep import peers
+from nmoe import dist
 
 
 def test_process_counts_as_gone_when_it_is_a_zombie() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, nobody has reaped it
     assert os.path.exists(f"/proc/{child.pid}/stat")
-    assert peers.start_time(child.pid) == -1
+    assert dist.start_time(child.pid) == -1
     child.wait()
-    assert peers.start_time(child.pid) == -1
+    assert dist.start_time(child.pid) == -1
 
 
 def test_process_is_known_by_its_start_time_when_it_lives() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        mine, theirs = peers.start_time(os.getpid()), peers.start_time(child.pid)
+        mine, theirs = dist.start_time(os.getpid()), dist.start_time(child.pid)
         assert 0 < mine <= theirs
