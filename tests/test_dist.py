@@ -1,9 +1,68 @@
 """Who a rank is, from the variables that torchrun or the supervisor sets."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from nmoe.config import ConfigError
 from nmoe.dist import World, read_world
+from tests import tiny
+
+WATCHED = """
+import os, sys, time
+from nmoe import dist
+
+def on_lost(why):
+    print(why, flush=True)
+    os._exit(5)
+
+world = dist.read_world()
+dist.start(world)
+with dist.watched(on_lost):
+    print("in", flush=True)
+    if world.rank == 1:
+        sys.stdin.read()  # as long as the test likes
+    elif sys.argv[1] == "dies":
+        time.sleep(60)  # inside CUDA, say, where nothing is raised
+print("left", flush=True)
+"""
+
+
+def start_watched(how: str, tmp_path: Path) -> list[subprocess.Popen[str]]:
+    port = tiny.free_port()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", WATCHED, how],
+            env=tiny.rank_env(tmp_path, rank=rank, world=2, port=port),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [rank.stdout.readline() for rank in ranks if rank.stdout] == ["in\n"] * 2
+    return ranks
+
+
+def test_rank_is_told_when_the_process_of_another_is_gone(tmp_path: Path) -> None:
+    first, second = start_watched("dies", tmp_path)
+    second.kill()
+    second.wait()
+    said, _ = first.communicate(timeout=30)
+    assert first.returncode == 5
+    assert said == f"rank 1 (pid {second.pid}) died: its process is gone.\n"
+
+
+def test_nobody_is_told_when_ranks_end_one_after_the_other(tmp_path: Path) -> None:
+    first, second = start_watched("leaves", tmp_path)
+    with pytest.raises(subprocess.TimeoutExpired):
+        first.wait(timeout=3)  # it waits for the other at the end of the block
+    said, _ = second.communicate(timeout=60)
+    assert said == "left\n"
+    assert first.communicate(timeout=30)[0] == "left\n"
+    assert (first.returncode, second.returncode) == (0, 0)
 
 
 def test_world_is_one_rank_when_nothing_is_set() -> None:
