@@ -1,5 +1,6 @@
-"""Who a rank is, from the variables that torchrun or the supervisor sets."""
+"""Who a rank is, from the variables that torchrun or the supervisor sets; whether others live."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nmoe.config import ConfigError
-from nmoe.dist import World, read_world
+from nmoe.dist import World, read_world, start_time
 from tests import tiny
 
 WATCHED = """
@@ -89,3 +90,18 @@ def test_world_refuses_more_than_one_host_with_the_command_to_use(env: dict[str,
 def test_world_refuses_more_ranks_than_a_host_has_gpus() -> None:
     with pytest.raises(ConfigError, match="at most 8"):
         read_world({"RANK": "0", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "16"})
+
+
+def test_process_counts_as_gone_when_it_is_a_zombie() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, nobody has reaped it
+    assert os.path.exists(f"/proc/{child.pid}/stat")
+    assert start_time(child.pid) == -1
+    child.wait()
+    assert start_time(child.pid) == -1
+
+
+def test_process_is_known_by_its_start_time_when_it_lives() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        mine, theirs = start_time(os.getpid()), start_time(child.pid)
+        assert 0 < mine <= theirs
