@@ -31,8 +31,8 @@ from nmoe.report import Reporter
 from nmoe.standalone import create_folder, make_plan
 
 PRESETS = ("super", "dense", "moe", "ultra")
-# Layers of `ultra` that one GPU holds: 3.62 billion parameters each, 16 bytes a parameter.
-LAYERS = {"ultra": 1}
+# Layers of `ultra` for each GPU: 3.62 billion parameters each, 16 bytes a parameter.
+LAYERS_PER_GPU = {"ultra": 1}
 # What makes a preset as small as it can be with a layer of each kind that it has.
 SMALLEST = {
     "super": ("model.num_layers=1",),
@@ -77,9 +77,11 @@ def preset_file(preset: str) -> Path:
     return REPO_ROOT / "configs" / "speedrun" / f"{preset}.toml"
 
 
-def layers_of(preset: str, device: str) -> int | None:
-    """To how many layers a preset is reduced on this device; None when it is whole."""
-    return LAYERS.get(preset) if device == "cuda" else None
+def layers_of(preset: str, device: str, *, gpus: int) -> int | None:
+    """To how many layers a preset is reduced on this machine; None when it is whole."""
+    if device != "cuda" or preset not in LAYERS_PER_GPU:
+        return None
+    return LAYERS_PER_GPU[preset] * gpus
 
 
 def plan_of(
@@ -96,7 +98,7 @@ def plan_of(
     ]
     if device == "cpu" and preset != "dense":
         overrides += TINY_EXPERTS
-    if (layers := layers_of(preset, device)) is not None:
+    if (layers := layers_of(preset, device, gpus=world.size)) is not None:
         overrides.append(f"model.num_layers={layers}")
     if device == "cpu" and preset == "dense":
         overrides.append("experts.num_dense_layers=2")

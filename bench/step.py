@@ -31,6 +31,7 @@ from nmoe.flops import peak_tflops, product
 from nmoe.train import log_step, train_step
 
 EVERY, MUON, MEMORY = "step, update every micro-batch", "step, Muon", "step peak memory"
+DETERMINISTIC = "step, deterministic"
 PLAIN = "plain torch"
 STEPS, WARMUPS = 10, 3
 ROOM = 2.5  # times the memory of a run is what it and its peer take together
@@ -133,8 +134,8 @@ class _Preset:
         self._job, self._preset, self._world = job, preset, world
         self._report, self._folder = report, folder
         self._size: Size = size_for(job.device, job.micro_batch)
-        layers = layers_of(preset, job.device)
-        self._shape = preset if layers is None else f"{preset}, {layers} layer"
+        layers = layers_of(preset, job.device, gpus=world.size)
+        self._shape = preset if layers is None else f"{preset}, {layers} layer{'s'[: layers - 1]}"
         self._say = lambda text: say(f"{self._shape}: {text}")
         self._official = _Official()
 
@@ -149,7 +150,12 @@ class _Preset:
             problems += [self._try(STEP, PLAIN, self._measure_peer)]
         if self._has_peer() and self._job.device == "cuda":
             torch.compiler.reset()  # what was compiled for the peer may hold on to it
-        todo = {} if self._job.is_quick else {EVERY: self._measure_every, MUON: self._measure_muon}
+        others = {
+            EVERY: self._measure_every,
+            MUON: partial(self._measure_with, MUON, "optim.matrices=muon"),
+            DETERMINISTIC: partial(self._measure_with, DETERMINISTIC, "train.deterministic=true"),
+        }
+        todo = {} if self._job.is_quick else others
         keep()
         for what, work in todo.items():
             _let_go(self._job.device)
@@ -274,10 +280,10 @@ class _Preset:
             if self._job.device == "cuda":
                 self._add_syncs(run)
 
-    def _measure_muon(self) -> None:
-        with self._open("optim.matrices=muon") as run:
+    def _measure_with(self, what: str, override: str) -> None:
+        with self._open(override) as run:
             self._warm_up(run)
-            self._add(run, MUON, self._timed(run))
+            self._add(run, what, self._timed(run))
 
     def _open(self, *more: str) -> AbstractContextManager[Run]:
         self._say(f"building the run {' '.join(more)}".rstrip())

@@ -13,7 +13,7 @@ from nmoe.schema import ConfigError, apply_override, build
 
 # Up to this many ranks there is room for the rows of all tokens of all ranks. On more it would take
 # most of the memory, and 1.5 times the mean is hardly ever exceeded: see `nmoe.rdep`.
-WORST_CASE_RANKS = 4
+WORST_CASE_RANKS = 2
 MICRO_TOKENS = 131_072  # of `super`: 25 GB of pre-activations and activations on each rank
 Dtype = Literal["fp32", "bf16", "fp8", "nvfp4"]
 Impl = Literal["reference", "triton"]

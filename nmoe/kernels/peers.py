@@ -86,7 +86,11 @@ def push_sums(
     rank: int,
     stride: int,
 ) -> None:
-    """Sum of y over the rows of each slot, in fp32, to its source."""
+    """Sum of y over the rows of each slot, in fp32, to its source.
+
+    All sources get theirs at the same time, and no two ranks begin with the same one: no link is
+    idle while sums stay here, and none carries those of all ranks at once.
+    """
     num_slots, top_k = row_SK.shape
     dim = y_RD.shape[1]
     check(
@@ -99,8 +103,8 @@ def push_sums(
     check_widths("push_sums", D=dim)
     columns = block(dim, 256)
     _push_sums[(num_slots // TOKENS, dim // columns)](
-        y_RD, row_SK, home_P, num_slots, rank * stride, stride,
-        dim, top_k, TOKENS, columns, num_warps=8,
+        y_RD, row_SK, home_P, num_slots, rank, stride,
+        dim, top_k, len(home_P), TOKENS, columns, num_warps=8,
     )  # fmt: skip
 
 
@@ -227,17 +231,19 @@ def _push_rows(
         tl.store(tl.multiple_of(to, 16) + at, values, mask=((owners >> peer) & 1 == 1)[:, None])
 
 
-@triton.jit(do_not_specialize=["num_slots", "first_slot", "stride"])
+@triton.jit(do_not_specialize=["num_slots", "rank", "stride"])
 def _push_sums(
-    y, row_SK, home_P, num_slots, first_slot, stride,
-    D: tl.constexpr, K: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
+    y, row_SK, home_P, num_slots, rank, stride,
+    D: tl.constexpr, K: tl.constexpr, WORLD: tl.constexpr,
+    TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    slot = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    source = (tl.program_id(0) + rank + 1) % WORLD
+    token = tl.program_id(0) // WORLD * TOKENS + tl.arange(0, TOKENS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    slot = source * stride + token
     total, has_row = sum_rows(y, row_SK, slot, column, num_slots, D, K)
-    source = (tl.program_id(0) * TOKENS) // stride  # of the whole block: stride is a multiple
     to = tl.load(home_P + source).to(tl.pointer_type(y.dtype.element_ty))
-    at = (first_slot + slot - source * stride).to(tl.int64)[:, None] * D + column[None, :]
+    at = (rank * stride + token).to(tl.int64)[:, None] * D + column[None, :]
     tl.store(tl.multiple_of(to, 16) + at, total.to(y.dtype.element_ty), mask=has_row[:, None])
 
 

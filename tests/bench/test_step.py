@@ -17,7 +17,7 @@ from bench.peer import peer_of
 from bench.plain_trainer import PlainTrainer
 from bench.rows import BOTH, LIMIT, OURS, STEP, Row, load, parse, summarize
 from bench.runs import PRESETS, SMALLEST, opened, plan_of, preset_file, size_for, write_data
-from bench.step import EVERY, MUON, PLAIN, Job, measure
+from bench.step import DETERMINISTIC, EVERY, MUON, PLAIN, Job, measure
 from bench.timing import intervals
 from nmoe import standalone
 from nmoe.build import Run
@@ -67,7 +67,13 @@ def rows() -> list[Row]:
 def test_every_step_is_a_row_of_tokens_a_second(rows: list[Row], preset: str):
     found = [row for row in rows if row.unit == "tok/s" and row.shape == preset]
     steps = {(row.what, row.implementation): row for row in found}
-    assert set(steps) == {(STEP, OURS), (STEP, PLAIN), (EVERY, OURS), (MUON, OURS)}
+    assert set(steps) == {
+        (STEP, OURS),
+        (STEP, PLAIN),
+        (EVERY, OURS),
+        (MUON, OURS),
+        (DETERMINISTIC, OURS),
+    }
     for (what, _), row in steps.items():
         assert row.timings == 2
         assert row.us is not None
@@ -211,7 +217,8 @@ def test_step_of_ours_that_fails_is_a_problem_and_the_others_go_on(monkeypatch, 
     real = step.train_step
 
     def fail_officially(run: Run) -> None:
-        if run.plan.accumulation > 1 and run.plan.optim.matrices == "adamw":
+        is_adamw = run.plan.optim.matrices == "adamw"
+        if run.plan.accumulation > 1 and is_adamw and not run.plan.train.deterministic:
             raise RuntimeError("out of memory\nand more")
         real(run)
 
@@ -225,14 +232,18 @@ def test_step_of_ours_that_fails_is_a_problem_and_the_others_go_on(monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    ("preset", "layers"), [("super", 12), ("dense", 12), ("moe", 12), ("ultra", 1)]
+    ("preset", "gpus", "layers"),
+    [("super", 1, 12), ("dense", 1, 12), ("moe", 4, 12), ("ultra", 1, 1), ("ultra", 4, 4)],
 )
-def test_plan_of_a_gpu_is_the_preset(monkeypatch, tmp_path: Path, preset: str, layers: int):
+def test_plan_of_a_gpu_is_the_preset(
+    monkeypatch, tmp_path: Path, preset: str, gpus: int, layers: int
+):
     """Only the synthetic data and what is said of `ultra` differ from the file."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(standalone, "_hardware", lambda _: Hardware())
     size = size_for("cuda")
-    plan = plan_of(preset, tmp_path, size, device="cuda", world=ONE, more=())
+    world = World(rank=0, size=gpus)
+    plan = plan_of(preset, tmp_path, size, device="cuda", world=world, more=())
     config = read_config(preset_file(preset))
     assert plan.train.batch_size * plan.train.seq_len == 524_288
     assert plan.train.micro_batch * plan.train.seq_len == 65_536
