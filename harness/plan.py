@@ -22,7 +22,6 @@ from nmoe.config import (
     Hardware,
     Plan,
     config_digest,
-    fit_micro_batch,
     read_config,
     with_train,
 )
@@ -30,6 +29,7 @@ from nmoe.data.manifest import DataError, digest, read_manifest
 from nmoe.data.mixture import make_flow
 from nmoe.flops import peak_tflops
 from nmoe.flow import Flow
+from nmoe.memory import fit_micro_batch
 from nmoe.paths import (
     CONSTRAINTS,
     REPO_ROOT,
@@ -105,7 +105,7 @@ def resolve(
         hardware = replace(detection.hardware, num_gpus=world)
     _check_split(choice, config, world)
     final, reason = _dtype(choice, config, hardware, dtype)
-    config = fit_micro_batch(with_train(config, dtype=final), world)
+    config = fit_micro_batch(with_train(config, dtype=final), world, hardware.memory_bytes)
     code, flow = code_version(), make_flow(config, root)
     return Plan(
         **{item.name: getattr(config, item.name) for item in fields(Config)},

@@ -8,8 +8,9 @@ from harness import bundle, dataset, leaderboard, runs
 from harness import format as text
 from harness.errors import BoardError, Problem
 from harness.hardware import Detection
-from nmoe.config import Device, Plan
-from nmoe.flops import count_parameters, num_moe_layers, padded_vocab
+from nmoe.config import Plan
+from nmoe.flops import VOCAB_SIZE, count_parameters, num_moe_layers, padded_vocab
+from nmoe.memory import USABLE, estimate
 from nmoe.paths import DataRoot, existing
 
 MOST_GPUS_RUN = 4  # of a training step that was measured; see bench/NOTES.md
@@ -17,15 +18,13 @@ BUILT_DTYPES = ("fp32", "bf16")
 BUILT_ATTENTION = ("sdpa",)
 BOARD_EXIT = 4
 WARNING = 0
-# fp32 weights and two AdamW moments; gradients are held in memory only, and on GPUs bf16 copies.
+# fp32 weights and two AdamW moments; gradients are held in memory only.
 SAVED_BYTES_PER_PARAMETER = 12
-BYTES_PER_PARAMETER: dict[Device, int] = {"cpu": 16, "cuda": 18}
+CPU_BYTES_PER_PARAMETER = 16
 # Logs, events, metrics and data that the run makes itself.
 SPARE_BYTES = 256 << 20
 # A rank with torch loaded and a small model, measured at 0.4 to 0.6 GiB.
 RANK_BYTES = 640 << 20
-# Vocabulary with its end-of-text token, for data that is not there yet.
-VOCAB_SIZE = {"byte": 257, "gpt2": 50257}
 SHM = Path("/dev/shm")
 # Peer buffers hold rows there and back, forward and backward.
 PEER_REGIONS = 4
@@ -103,20 +102,22 @@ def _board_problems(root: DataRoot) -> list[Problem]:
 
 def _memory_problems(plan: Plan, detection: Detection) -> list[Problem]:
     parameters = count_parameters(plan, padded_vocab(VOCAB_SIZE.get(plan.data.tokenizer, 0)))
-    dense = parameters.total - parameters.expert
-    per_rank = BYTES_PER_PARAMETER[plan.device] * (dense + parameters.expert // plan.world)
     found: list[Problem] = []
     # A checkpoint is copied to host memory and written from there.
     needed = SAVED_BYTES_PER_PARAMETER * parameters.total
     if plan.device == "cpu":
+        dense = parameters.total - parameters.expert
+        per_rank = CPU_BYTES_PER_PARAMETER * (dense + parameters.expert // plan.world)
         needed += plan.world * (RANK_BYTES + per_rank)
         found += _peer_problems(plan)
-    elif (memory := detection.hardware.memory_bytes) is not None and memory <= per_rank:
-        what = (
-            f"weights and optimizer may not fit: about {text.bytes_(per_rank)} a rank,"
-            f" a GPU has {text.bytes_(memory)}"
-        )
-        found.append(Problem(what=what, fix="Use more GPUs.", exit_code=WARNING))
+    elif (memory := detection.hardware.memory_bytes) is not None:
+        step = estimate(plan, world=plan.world).total
+        if step > USABLE * memory:
+            what = (
+                f"a step may not fit: about {text.bytes_(step)} on each GPU, which has"
+                f" {text.bytes_(memory)}"
+            )
+            found.append(Problem(what=what, fix="Use more GPUs.", exit_code=WARNING))
     free = None if plan.hardware.is_fake else _available_bytes()
     if free is not None and free < needed:
         what = (

@@ -14,7 +14,6 @@ from nmoe.schema import ConfigError, apply_override, build
 # Up to this many ranks there is room for the rows of all tokens of all ranks. On more it would take
 # most of the memory, and 1.5 times the mean is hardly ever exceeded: see `nmoe.rdep`.
 WORST_CASE_RANKS = 2
-MICRO_TOKENS = 131_072  # of `super`: 25 GB of pre-activations and activations on each rank
 Dtype = Literal["fp32", "bf16", "fp8", "nvfp4"]
 Impl = Literal["reference", "triton"]
 Device = Literal["cpu", "cuda"]
@@ -319,21 +318,6 @@ def config_digest(config: Config) -> str:
         del sections["data"][name]
     text = json.dumps(sections, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def fit_micro_batch(config: Config, world: int) -> Config:
-    """The config with a micro-batch no larger than a rank's share of a step and its memory.
-
-    On up to `WORST_CASE_RANKS` GPUs every rank reserves rows for the tokens of all, because all may
-    choose its experts: a micro-batch of all ranks has at most `MICRO_TOKENS` tokens.
-    """
-    share = max(1, config.train.batch_size // world)
-    limit = min(config.train.micro_batch, share)
-    is_worst_case = config.model.impl == "triton" and 1 < world <= WORST_CASE_RANKS
-    if is_worst_case and config.experts.num_experts:
-        limit = min(limit, max(1, MICRO_TOKENS // (world * config.train.seq_len)))
-        limit = max(size for size in range(1, limit + 1) if share % size == 0)
-    return with_train(config, micro_batch=limit)
 
 
 def with_train(config: Config, **changes: Any) -> Config:

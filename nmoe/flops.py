@@ -11,6 +11,8 @@ from nmoe.config import Config
 
 BACKWARD_FACTOR = 3  # forward + backward = 3 x forward
 VOCAB_MULTIPLE = 128  # gives GPT-2's usual padding of 50,257 to 50,304
+# Vocabulary with its end-of-text token by tokenizer, for data that is not there yet.
+VOCAB_SIZE = {"byte": 257, "gpt2": 50257}
 # Dense TFLOP/s: H100 and H200 data sheets (2024), DGX B200 and GB200 data sheets (2025), per GPU.
 PEAK_TFLOPS: dict[str, dict[str, float]] = {
     "H100": {"bf16": 989.4, "fp8": 1978.9},

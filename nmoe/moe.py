@@ -194,7 +194,7 @@ class MoE(nn.Module):
         """(y_BSD, aux): `aux` is the load-balance loss summed over the batch's sequences."""
         x_TD = x_BSD.flatten(0, 1)
         experts_TK, gates_TK, aux = self.router(x_TD, batch=x_BSD.shape[0])
-        before = torch.cuda.current_stream().record_event() if self._is_beside(x_TD) else None
+        before = _mark() if self._is_beside(x_TD) else None
         y_TD = self.experts(x_TD, experts_TK, gates_TK)
         if self.shared is not None:
             with _beside(before, x_TD):
@@ -204,6 +204,13 @@ class MoE(nn.Module):
 
     def _is_beside(self, x_TD: Tensor) -> bool:
         return self.has_peers and self.shared is not None and x_TD.is_cuda
+
+
+def _mark() -> torch.cuda.Event:
+    """Where the caller's stream is now."""
+    event = torch.cuda.Event()
+    event.record()
+    return event
 
 
 @cache

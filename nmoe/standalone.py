@@ -20,12 +20,12 @@ from nmoe.config import (
     Hardware,
     Plan,
     config_digest,
-    fit_micro_batch,
     read_config,
 )
 from nmoe.data.mixture import make_flow
 from nmoe.event_log import EventLog, read_events
 from nmoe.events import ExitEvent, OutcomeEvent
+from nmoe.memory import fit_micro_batch
 from nmoe.paths import (
     CONSTRAINTS,
     RunFolder,
@@ -40,8 +40,9 @@ from nmoe.paths import (
 
 def make_plan(path: Path, *, overrides: Sequence[str], world: dist.World) -> Plan:
     """Resolve a TOML file for this machine; the dtype must be explicit. Raises ConfigError."""
-    config = fit_micro_batch(read_config(path, overrides=overrides), world.size)
-    if config.train.dtype == "auto":
+    config = read_config(path, overrides=overrides)
+    dtype = config.train.dtype
+    if dtype == "auto":
         raise ConfigError(
             f'{path.name}: train.dtype: got "auto", expected a dtype. The trainer alone does not'
             " choose: add --set train.dtype=bf16, or start it with n speedrun."
@@ -53,6 +54,8 @@ def make_plan(path: Path, *, overrides: Sequence[str], world: dist.World) -> Pla
             f'{path.name}: model.impl = "triton" needs a GPU and torch sees none. Mend the driver,'
             " or add --set model.impl=reference for the CPU."
         )
+    hardware = _hardware(device)
+    config = fit_micro_batch(config, world.size, hardware.memory_bytes)
     code = code_version()
     return Plan(
         **{item.name: getattr(config, item.name) for item in fields(Config)},
@@ -60,10 +63,10 @@ def make_plan(path: Path, *, overrides: Sequence[str], world: dist.World) -> Pla
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         world=world.size,
         device=device,
-        dtype=config.train.dtype,
+        dtype=dtype,
         dtype_reason="named in the configuration",
         choice=f"{path.name}, trainer alone",
-        hardware=_hardware(device),
+        hardware=hardware,
         digests=Digests(
             config=config_digest(config),
             constraints=file_digest(CONSTRAINTS) if CONSTRAINTS.exists() else None,
