@@ -4,10 +4,7 @@ Shapes: B batch, S sequence, T = B*S tokens, D model, F expert hidden, G columns
 E experts, e local experts.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -188,50 +185,15 @@ class MoE(nn.Module):
         self.experts = Experts(config, transport, layer=layer, dtype=dtype)
         shared = config.experts.num_shared * config.experts.hidden
         self.shared = SwiGLU(config.model.dim, shared, impl=config.model.impl) if shared else None
-        self.has_peers = transport.world > 1
 
     def forward(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """(y_BSD, aux): `aux` is the load-balance loss summed over the batch's sequences."""
         x_TD = x_BSD.flatten(0, 1)
         experts_TK, gates_TK, aux = self.router(x_TD, batch=x_BSD.shape[0])
-        before = _mark() if self._is_beside(x_TD) else None
         y_TD = self.experts(x_TD, experts_TK, gates_TK)
         if self.shared is not None:
-            with _beside(before, x_TD):
-                shared_TD = self.shared(x_TD)
-            y_TD = y_TD + shared_TD
+            y_TD = y_TD + self.shared(x_TD)
         return y_TD.view_as(x_BSD), aux
-
-    def _is_beside(self, x_TD: Tensor) -> bool:
-        return self.has_peers and self.shared is not None and x_TD.is_cuda
-
-
-def _mark() -> torch.cuda.Event:
-    """Where the caller's stream is now."""
-    event = torch.cuda.Event()
-    event.record()
-    return event
-
-
-@cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
-
-
-@contextmanager
-def _beside(before: torch.cuda.Event | None, x: Tensor) -> Iterator[None]:
-    """Work on `x` that need not wait for what was launched after `before`; the caller's stream
-    waits for it. So does its backward pass: autograd runs it on the same two streams.
-    """
-    if before is None:
-        yield
-        return
-    side = _side_stream(x.device)
-    side.wait_event(before)
-    x.record_stream(side)
-    with torch.cuda.stream(side):
-        yield
-    torch.cuda.current_stream().wait_stream(side)
 
 
 def balance_loss(count_BE: Tensor, probability_BE: Tensor) -> Tensor:
