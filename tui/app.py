@@ -4,11 +4,12 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from textual.app import App
+from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
@@ -17,13 +18,31 @@ from nmoe.paths import DataRoot, RunFolder
 from tui.feed import Failure, Feed, FeedFailed, RunChanged, RunView, Success, attempt
 from tui.screens.ask import Ask, Choice
 from tui.screens.board import BoardScreen
-from tui.screens.help import HelpScreen
+from tui.screens.experts import ExpertsScreen
+from tui.screens.help import HelpScreen, declared
+from tui.screens.named import NamedScreen, WatchScreen
 from tui.screens.run import RunScreen
 from tui.screens.setup import Launch, Request, SetupScreen
-from tui.widgets.chart import LineChart
+from tui.screens.sheet import FORMATS, fits_clipboard, save
 
 REMOTE = ("SSH_CONNECTION", "SSH_TTY")
 STOPPED_BY = "the screen"
+RESUMABLE = ("interrupted", "failed", "diverged")
+FORMAT_WORDS = {
+    "csv": "csv: the table, for a spreadsheet",
+    "json": "json: the table, for a program",
+    "svg": "svg: the screen as a picture",
+    "txt": "txt: the panels as text",
+}
+
+
+# Key, name, word in the bar, what it shows.
+SCREENS = (
+    ("1", "run", "run", "the run: loss, numbers, CORE, log"),
+    ("2", "experts", "experts", "loads of the experts, layer by layer"),
+    ("6", "board", "board", "the scoreboards, a cohort at a time"),
+    ("0", "setup", "start", "this machine, the plan, launch"),
+)
 
 
 class NmoeApp(App[None]):
@@ -31,7 +50,6 @@ class NmoeApp(App[None]):
 
     TITLE = "nmoe"
     CSS_PATH = Path(__file__).with_name("app.tcss")
-    ENABLE_COMMAND_PALETTE = False
     HORIZONTAL_BREAKPOINTS = [
         (0, "-thin"),
         (60, "-narrow"),
@@ -45,13 +63,14 @@ class NmoeApp(App[None]):
         (45, "-tall"),
     ]
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("1", "go('run')", "run", tooltip="the run: loss, numbers, CORE, log"),
-        Binding("6", "go('board')", "board", tooltip="the scoreboards, a cohort at a time"),
-        Binding("0", "go('setup')", "start", tooltip="this machine, the plan, launch"),
+        *(Binding(key, f"go('{name}')", word, tooltip=tip) for key, name, word, tip in SCREENS),
         Binding("space", "freeze", "freeze", tooltip="hold the view still; the run goes on"),
         Binding("S", "stop_run", "stop", tooltip="save a checkpoint and end the run"),
+        Binding("R", "resume_run", "resume", show=False, tooltip="go on with a run that is over"),
         Binding("q", "detach", "detach", tooltip="leave; the run goes on"),
         Binding("question_mark", "help", "help", key_display="?", tooltip="keys and states"),
+        Binding("y", "copy", "copy", show=False, tooltip="copy the panel in focus as text"),
+        Binding("e", "export", "export", show=False, tooltip="export as csv, json, svg or txt"),
         Binding("ctrl+c", "leave", "leave", show=False, priority=True, tooltip="how to leave"),
         Binding("ctrl+q", "detach", "detach", show=False, priority=True, tooltip="leave"),
     ]
@@ -76,11 +95,13 @@ class NmoeApp(App[None]):
         self.run_folder = run
         self.is_readonly = is_readonly
         self.view: RunView | None = None
+        self.held: RunView | None = None
         self.problem = ""
         self._feed: Feed | None = None
         self._setup = SetupScreen(root, request or Request(), is_readonly=is_readonly)
-        self._named: dict[str, Screen[None]] = {
+        self._named: dict[str, NamedScreen] = {
             "run": RunScreen(),
+            "experts": ExpertsScreen(root),
             "board": BoardScreen(root, repo_board=repo_board),
             "setup": self._setup,
         }
@@ -102,7 +123,7 @@ class NmoeApp(App[None]):
         """Watch a run and show it."""
         if self._feed is not None:
             self._feed.stop()
-        self.run_folder, self.view = folder, None
+        self.run_folder, self.view, self.held = folder, None, None
         self._feed = Feed(folder, self.post_message, clock=self._clock)
         self._feed.start()
         self.action_go("run")
@@ -122,31 +143,35 @@ class NmoeApp(App[None]):
 
     def _show_view(self) -> None:
         screen = self._base_screen
-        if not isinstance(screen, RunScreen):
+        if not isinstance(screen, WatchScreen):
             return
         screen.show_problem(self.problem)
         if self.view is not None:
-            screen.show(self.view)
+            screen.show(self.view, held=self.held)
 
     @property
-    def _base_screen(self) -> Screen[object] | None:
+    def _base_screen(self) -> NamedScreen | None:
         """The named screen under any question."""
         for screen in reversed(self.screen_stack):
-            if any(screen is named for named in self._named.values()):
+            if isinstance(screen, NamedScreen):
                 return screen
         return None
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Whether a key acts: what cannot be done now is greyed."""
-        if action in ("go", "freeze", "stop_run", "help") and self.screen.is_modal:
+        if self.screen.is_modal and action not in ("leave", "detach"):
             return False
-        if action == "stop_run":
-            return True if self._can_stop() else None
-        if action == "freeze":
-            return isinstance(self._base_screen, RunScreen)
-        if action == "go" and parameters == ("run",):
-            return None if self.run_folder is None else True
-        return True
+        match action:
+            case "stop_run":
+                return True if self._can_stop() else None
+            case "resume_run":
+                return True if self._can_resume() else None
+            case "freeze":
+                return isinstance(self._base_screen, WatchScreen)
+            case "go" if isinstance(self._named.get(str(parameters[0])), WatchScreen):
+                return None if self.run_folder is None else True
+            case _:
+                return True
 
     def action_go(self, name: str) -> None:
         """Show a screen."""
@@ -155,20 +180,23 @@ class NmoeApp(App[None]):
             self.push_screen(target)
         elif self.screen is not target:
             self.switch_screen(target)  # pyright: ignore[reportUnknownMemberType]
-        if name == "run":
+        if isinstance(target, WatchScreen):
             self.call_after_refresh(self._show_view)
 
     def action_freeze(self) -> None:
-        screen = self._base_screen
-        if isinstance(screen, RunScreen):
-            screen.toggle_freeze()
+        """Hold every screen of the run as it is now, or let go."""
+        self.held = self.view if self.held is None else None
+        self._show_view()
 
     def action_help(self) -> None:
-        bindings = [*self.BINDINGS]
-        if isinstance(self._base_screen, RunScreen):
-            bindings += LineChart.BINDINGS
-        keys = [key for key in bindings if isinstance(key, Binding) and key.tooltip]
-        self.push_screen(HelpScreen(keys))
+        self.push_screen(HelpScreen(declared(self.screen.active_bindings.values())))
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The palette: every key that says what it does."""
+        for key in declared(screen.active_bindings.values()):
+            press = partial(self.simulate_key, key.key.partition(",")[0])
+            yield SystemCommand(key.description or key.tooltip, key.tooltip, press)
+        yield SystemCommand("theme", "change the colours", self.action_change_theme)
 
     def action_detach(self) -> None:
         """Leave; the run goes on."""
@@ -208,6 +236,38 @@ class NmoeApp(App[None]):
         if answer == "stop":
             self._request_stop()
 
+    def action_resume_run(self) -> None:
+        """Ask, then start the next attempt of a run that is over."""
+        if not self._can_resume() or self.run_folder is None:
+            self.notify("no run to resume", markup=False)
+            return
+        choices = [
+            Choice("cancel", "Cancel: the run stays as it is"),
+            Choice("resume", "Resume: go on from its newest checkpoint"),
+        ]
+        self.push_screen(Ask(f"Resume {self.run_folder.run_id}?", choices), self._resume_answered)
+
+    def _resume_answered(self, answer: str | None) -> None:
+        folder = self.run_folder
+        if answer != "resume" or folder is None:
+            return
+
+        def work() -> None:
+            outcome = attempt(lambda: launch.resume(folder))
+            self.call_from_thread(self._resumed, outcome)
+
+        self.run_worker(work, thread=True, exclusive=True, group="launch", exit_on_error=False)
+
+    def _resumed(self, outcome: Success[None] | Failure) -> None:
+        if isinstance(outcome, Failure):
+            self._complain(outcome)
+        else:
+            self.notify("resumed: it goes on from its newest checkpoint", markup=False)
+
+    def _can_resume(self) -> bool:
+        view = self.view
+        return view is not None and not self.is_readonly and view.status in RESUMABLE
+
     def _can_stop(self) -> bool:
         return bool(self.view and self.view.is_alive) and not self.is_readonly
 
@@ -242,6 +302,51 @@ class NmoeApp(App[None]):
     def _complain(self, failure: Failure) -> None:
         text = f"{failure.problem}. {failure.fix}" if failure.fix else failure.problem
         self.notify(text, severity="error", timeout=10, markup=False)
+
+    def action_copy(self) -> None:
+        """Copy what is in focus: through the terminal, or into a file when that cannot be."""
+        screen = self._base_screen
+        text = "" if screen is None else screen.copied()
+        if not text.strip():
+            self.notify("nothing to copy", markup=False)
+        elif fits_clipboard(text, os.environ.get("TERM", "")):
+            self.copy_to_clipboard(text)
+            lines = len(text.splitlines())
+            self.notify(f"{lines} lines sent to the clipboard (OSC 52)", markup=False)
+        else:
+            self._save("txt", text, why="the terminal takes no such clipboard: ")
+
+    def action_export(self) -> None:
+        """Ask for a format, then write what the screen shows into the data root."""
+        screen = self._base_screen
+        if screen is not None:
+            has_table = screen.sheet() is not None
+            formats = [name for name in FORMATS if has_table or name in ("svg", "txt")]
+            choices = [Choice(name, FORMAT_WORDS[name]) for name in formats]
+            self.push_screen(Ask(f"Export into {self.root.exports}", choices), self._export)
+
+    def _export(self, answer: str | None) -> None:
+        screen = self._base_screen
+        sheet = None if screen is None else screen.sheet()
+        if screen is None or answer is None:
+            return
+        if answer == "svg":
+            # The question is still on top of what it was asked about.
+            self.call_after_refresh(lambda: self._save("svg", self.export_screenshot()))
+        elif answer == "txt":
+            self._save("txt", screen.copied())
+        elif sheet is not None:
+            self._save(answer, sheet.csv() if answer == "csv" else sheet.json())
+
+    def _save(self, suffix: str, text: str, *, why: str = "") -> None:
+        screen = self._base_screen
+        run = self.run_folder if isinstance(screen, WatchScreen) else None
+        stem = "-".join(filter(None, (run and run.run_id, screen and screen.NAME)))
+        outcome = attempt(lambda: save(self.root.exports, stem, suffix, text))
+        if isinstance(outcome, Failure):
+            self._complain(outcome)
+        else:
+            self.notify(f"{why}written to {outcome.value}", timeout=8, markup=False)
 
     def _leave_on_signals(self) -> None:
         """SIGTERM and SIGHUP end the app in order, so that the terminal is restored."""

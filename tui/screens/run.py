@@ -2,12 +2,11 @@
 
 from textual.app import ComposeResult
 from textual.containers import Container
-from textual.screen import Screen
-from textual.widgets import Footer
 
 from tui.feed import RunView
 from tui.screens import summary
 from tui.screens.curves import CurveOf
+from tui.screens.named import WatchScreen
 from tui.screens.report import report
 from tui.widgets.chart import LineChart
 from tui.widgets.core import Core, CoreTable
@@ -17,16 +16,15 @@ from tui.widgets.logs import LogTail
 from tui.widgets.numbers import Numbers
 from tui.widgets.progress import Progress, ProgressBars
 from tui.widgets.prose import Paragraphs
-from tui.widgets.strip import Status, StatusStrip
 
 
-class RunScreen(Screen[None]):
-    """Shows views as they come; frozen, only the strip moves."""
+class RunScreen(WatchScreen):
+    """Everything about one run at a glance; the other screens have the details."""
+
+    NAME = "run"
 
     def __init__(self) -> None:
         super().__init__()
-        self._strip = StatusStrip(Status(), id="strip")
-        self._banner = Paragraphs((), id="banner")
         self._chart = LineChart(Chart(), id="chart")
         self._losses = CurveOf()
         self._progress = ProgressBars(Progress(), id="progress")
@@ -35,10 +33,8 @@ class RunScreen(Screen[None]):
         self._core = CoreTable(Core(), id="core")
         self._report = Paragraphs((), id="report")
         self._log = LogTail((), id="log")
-        self._view: RunView | None = None
-        self._frozen_at: int | None = None
 
-    def compose(self) -> ComposeResult:
+    def panels(self) -> ComposeResult:
         for panel, title in (
             (self._progress, "prepare"),
             (self._numbers, "numbers"),
@@ -48,8 +44,6 @@ class RunScreen(Screen[None]):
             (self._log, "log"),
         ):
             panel.border_title = title
-        yield self._strip
-        yield self._banner
         with Container(id="body"):
             with Container(id="plot"):
                 yield self._chart
@@ -60,18 +54,8 @@ class RunScreen(Screen[None]):
                 yield self._report
                 yield self._core
         yield self._log
-        yield Footer(show_command_palette=False)
 
-    @property
-    def is_frozen(self) -> bool:
-        return self._frozen_at is not None
-
-    def show(self, view: RunView) -> None:
-        """Show a new view; while frozen only the strip takes it."""
-        self._view = view
-        self._strip.show(summary.strip(view, frozen_at=self._frozen_at))
-        if self.is_frozen:
-            return
+    def fill(self, view: RunView) -> None:
         self.set_class(not summary.has_chart(view), "-preparing")
         self.set_class(summary.has_core(view), "-core")
         paragraphs = report(view)
@@ -86,15 +70,3 @@ class RunScreen(Screen[None]):
         self._gpus.show(gpus)
         self._core.show(summary.core(view))
         self._log.show(view.state.lines)
-
-    def show_problem(self, problem: str) -> None:
-        """A line under the strip; an empty one takes it away."""
-        self.set_class(bool(problem), "-problem")
-        self._banner.show(((problem, "bad"),) if problem else ())
-
-    def toggle_freeze(self) -> None:
-        """Hold everything but the strip still, or let go."""
-        events = self._view.state.events if self._view else 0
-        self._frozen_at = None if self.is_frozen else events
-        if self._view is not None:
-            self.show(self._view)

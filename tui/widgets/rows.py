@@ -31,6 +31,7 @@ Role = Literal[
     "mark",
     "ghost",
     "cursor",
+    "chosen",
     "heat1",
     "heat2",
     "heat3",
@@ -164,6 +165,7 @@ class Panel(Widget, Generic[Value]):
     Panel > .row--mark { color: $warning; text-style: bold; }
     Panel > .row--ghost { color: #cc79a7; }
     Panel > .row--cursor { color: $foreground; text-style: bold reverse; }
+    Panel > .row--chosen { color: $foreground; background: $primary 35%; text-style: bold; }
     Panel > .row--heat1 { color: #52439a; }
     Panel > .row--heat2 { color: #365c8d; }
     Panel > .row--heat3 { color: #277f8e; }
