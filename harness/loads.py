@@ -36,7 +36,7 @@ def read_loads(folder: RunFolder, shape: Shape, record: int) -> Floats:
     """
     try:
         with folder.router.open("rb") as file:
-            data = os.pread(file.fileno(), shape.num_bytes, record * shape.num_bytes)
+            data = os.pread(file.fileno(), shape.num_bytes, max(0, record) * shape.num_bytes)
     except OSError as error:
         raise RunError(f"no loads of experts: {folder.router}: {error.strerror}") from None
     if record < 0 or len(data) < shape.num_bytes:

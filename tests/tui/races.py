@@ -1,4 +1,4 @@
-"""Runs of `super` on eight B200 as files, with loads of experts: healthy, diverged, resumed, failed."""
+"""Runs of `super` on eight B200 as files, with loads of experts, in all that can happen to them."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,8 @@ BATCH = 524_288
 STEP_S = 0.52
 LOG_EVERY, VALIDATE_EVERY, SAVE_EVERY = 10, 128, 1000
 TASKS = (
-    ("hellaswag_zeroshot", 0.25, 0.12), ("jeopardy", 0.0, 0.01), ("bigbench_qa_wikidata", 0.0, 0.21),
+    ("hellaswag_zeroshot", 0.25, 0.12), ("jeopardy", 0.0, 0.01),
+    ("bigbench_qa_wikidata", 0.0, 0.21),
     ("arc_easy", 0.25, 0.29), ("arc_challenge", 0.25, -0.01), ("copa", 0.5, 0.18),
     ("commonsense_qa", 0.205, 0.03), ("piqa", 0.5, 0.24), ("openbook_qa", 0.25, 0.09),
     ("lambada_openai", 0.0, 0.26), ("hellaswag", 0.25, 0.11), ("winograd", 0.5, 0.11),
@@ -184,7 +185,9 @@ def healthy(root: DataRoot, run_id: str = RUN_ID, *, stop: int = 2400) -> Race:
     return race
 
 
-def done(root: DataRoot, run_id: str = "super-20251231-000000-b201", *, slower: float = 1.1) -> Race:
+def done(
+    root: DataRoot, run_id: str = "super-20251231-000000-b201", *, slower: float = 1.1
+) -> Race:
     """Reached its target and was scored."""
     race = Race(root, run_id)
     race.begin()
@@ -236,7 +239,10 @@ def failed(root: DataRoot, run_id: str = RUN_ID) -> Race:
     race.begin()
     race.train(*race.steps(600), seconds=0.01)
     race.samples()
-    tail = ("Traceback (most recent call last):", "torch.OutOfMemoryError: CUDA out of [/bold] memory")
+    tail = (
+        "Traceback (most recent call last):",
+        "torch.OutOfMemoryError: CUDA out of [/bold] memory",
+    )
     race.supervisor(
         ev.ExitEvent(
             status="failed", rc=5, rank=3, tail=tail,

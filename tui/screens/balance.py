@@ -1,4 +1,4 @@
-"""The balance of experts as values for the widgets. Pure functions; what is even depends on E and K.
+"""The balance of experts as values for the widgets; what is even depends on E and K.
 
 Legend: L MoE layers, E experts, K of them for each token, T tokens a step.
 
@@ -18,7 +18,7 @@ from harness.runs import RunState
 from nmoe.events import RouterEvent
 from tui.widgets.grid import Record, Table
 from tui.widgets.heatmap import LOAD_BOUNDS, HeatMap, Place
-from tui.widgets.rows import Role, Row, Span
+from tui.widgets.rows import Role, Row
 from tui.widgets.states import BALANCE_SIGNS, Sign
 from tui.widgets.table import Column
 
@@ -78,7 +78,7 @@ class Router:
         frac = cv / self.collapse_cv if self.collapse_cv > 0 else 0.0
         if self.num_experts > self.top_k + 1 >= active and frac >= _COLLAPSED:
             return BALANCE_SIGNS["collapsed"]
-        if self.num_dead(at) > 2 * self.chance_dead + 1:
+        if self.num_dead(at) > 2 * self.chance_dead + 0.5:
             return BALANCE_SIGNS["dead"]
         is_even = frac < _UNEVEN and self.event.max_load[at] < bounds(self)[-1]
         return BALANCE_SIGNS["even" if is_even else "uneven"]
@@ -156,68 +156,64 @@ def layers(router: Router | None) -> Table:
     return Table(columns=COLUMNS, records=tuple(records))
 
 
-def facts(router: Router | None, loads_LE: Floats | None, cursor: Place | None) -> tuple[Row, ...]:
-    """One layer in a few rows: its measures, then its hottest, coldest and dead experts."""
+def facts(
+    router: Router | None, loads_LE: Floats | None, cursor: Place | None
+) -> tuple[tuple[Row, ...], ...]:
+    """One layer: its measures, the experts that stand out, and what the measures lie between."""
     if router is None:
         return ()
     at = 0 if cursor is None else min(cursor.row, len(router.event.layers) - 1)
-    rows = [_measures(router, at), _balance(router, at)]
-    if loads_LE is not None and at < len(loads_LE):
-        rows += _ends(loads_LE[at])
-    return tuple(rows)
+    ends = () if loads_LE is None or at >= len(loads_LE) else _ends(loads_LE[at])
+    return (_measures(router, at), *ends, _limits(router))
 
 
-def _measures(router: Router, at: int) -> Row:
-    event, sign = router.event, router.sign(at)
+def _measures(router: Router, at: int) -> tuple[Row, ...]:
+    event = router.event
     return (
-        (f"{sign.glyph} {sign.word}", sign.role),
-        ("  CV ", "dim"),
-        (fmt.percent(event.cv[at], decimals=1), "text"),
-        ("  entropy ", "dim"),
-        (fmt.fixed(event.entropy[at], decimals=3), "text"),
-        ("  max ", "dim"),
-        (f"{fmt.fixed(event.max_load[at], decimals=2)} x even", "text"),
-        ("  bias range ", "dim"),
-        (fmt.fixed(event.bias_range[at], decimals=3), "text"),
+        (router.sign(at).span,),
+        _fact("CV", fmt.percent(event.cv[at], decimals=1)),
+        _fact("max", f"{fmt.fixed(event.max_load[at], decimals=2)} x even"),
+        _fact("active", f"{fmt.count(event.experts_active[at])}/{fmt.count(router.num_experts)}"),
+        _fact("entropy", fmt.fixed(event.entropy[at], decimals=3)),
+        _fact("bias range", fmt.fixed(event.bias_range[at], decimals=3)),
     )
 
 
-def _balance(router: Router, at: int) -> Row:
+def _limits(router: Router) -> tuple[Row, ...]:
     """What the measures lie between."""
+    highest = f"{fmt.fixed(router.highest, decimals=1)} x even"
     return (
-        ("chance alone: CV ", "dim"),
-        (fmt.percent(router.chance_cv, decimals=1), "text"),
-        ("  collapse: CV ", "dim"),
-        (fmt.percent(router.collapse_cv), "text"),
-        (f", {fmt.fixed(router.highest, decimals=1)} x even", "text"),
-        ("  active ", "dim"),
-        (f"{router.event.experts_active[at]}/{router.num_experts}", "text"),
+        _fact("by chance: CV", fmt.percent(router.chance_cv, decimals=1)),
+        _fact("collapsed: CV", f"{fmt.percent(router.collapse_cv)}, {highest}"),
     )
 
 
-def _ends(load_E: Floats) -> list[Row]:
-    """The experts that stand out."""
-    order = np.argsort(-load_E, kind="stable")
-    alive = [int(expert) for expert in order if load_E[expert] > 0]
-    dead = sorted(int(expert) for expert in order if load_E[expert] <= 0)
-    listed = [
-        ("hottest ", alive[:_LISTED], "heat6"),
-        ("coldest ", alive[::-1][:_LISTED], "heat2"),
+def _fact(label: str, text: str) -> Row:
+    return ((f"{label} ", "dim"), (text, "text"))
+
+
+def _ends(load_E: Floats) -> tuple[tuple[Row, ...], ...]:
+    """The experts that stand out: hottest, dead, coldest."""
+    order = [int(expert) for expert in np.argsort(-load_E, kind="stable")]
+    alive = [expert for expert in order if load_E[expert] > 0]
+    dead = sorted(set(order) - set(alive))
+    more = len(dead) - _LISTED
+    names = ", ".join(map(str, dead[:_LISTED])) + (f" and {more} more" if more > 0 else "")
+    return (
+        _listed("hottest", alive[:_LISTED], load_E, "heat6"),
+        ((("dead    ", "dim"), (names or "none", "bad" if dead else "dim")),),
+        _listed("coldest", alive[::-1][:_LISTED], load_E, "heat2"),
+    )
+
+
+def _listed(label: str, experts: list[int], load_E: Floats, role: Role) -> tuple[Row, ...]:
+    parts: list[Row] = [
+        ((f"{expert} ", "text"), (fmt.fixed(float(load_E[expert]), decimals=2), role))
+        for expert in experts
     ]
-    rows: list[Row] = []
-    for label, experts, role in listed:
-        spans: list[Span] = [(label, "dim")]
-        for expert in experts:
-            spans += _named(expert, float(load_E[expert]), role)  # pyright: ignore[reportArgumentType]
-        rows.append(tuple(spans))
-    more = len(dead) - 2 * _LISTED
-    names = ", ".join(map(str, dead[: 2 * _LISTED])) + (f" and {more} more" if more > 0 else "")
-    rows.append((("dead    ", "dim"), (names or "none", "bad" if dead else "dim")))
-    return rows
-
-
-def _named(expert: int, load: float, role: Role) -> list[Span]:
-    return [(f"{expert} ", "text"), (f"{fmt.fixed(load, decimals=2)}  ", role)]
+    if not parts:
+        return ()
+    return (((f"{label} ", "dim"), *parts[0]), *parts[1:])
 
 
 def steps(router: Router, records_N: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Floats:

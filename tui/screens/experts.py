@@ -20,7 +20,7 @@ from tui.widgets.curve import Curve
 from tui.widgets.figure import Chart
 from tui.widgets.grid import Grid, Table
 from tui.widgets.heatmap import HeatMap, HeatMapView, Place
-from tui.widgets.prose import Prose
+from tui.widgets.prose import Facts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class ExpertsScreen(WatchScreen):
         self._found: _Read | None = None
         self._heat = HeatMapView(HeatMap(), id="heat")
         self._layers = Grid(Table(), id="layers")
-        self._layer = Prose((), id="layer")
+        self._layer = Facts((), id="layer")
         self._history = LineChart(Chart(name="load"), id="history")
 
     def panels(self) -> ComposeResult:

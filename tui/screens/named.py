@@ -1,5 +1,7 @@
 """What all screens have: keys at the bottom, text to copy, a table or a curve to export."""
 
+from typing import Any
+
 from textual.app import ComposeResult
 from textual.screen import Screen
 
@@ -28,7 +30,7 @@ class NamedScreen(Screen[None]):
     def copied(self) -> str:
         """What `y` copies: the panel in focus as text, else all of them."""
         focused = self.focused
-        panels = [focused] if isinstance(focused, Panel) else list(self.query(Panel).results(Panel))
+        panels: list[Panel[Any]] = [focused] if isinstance(focused, Panel) else [*self.query(Panel)]
         return "\n\n".join(filter(None, map(_text, panels)))
 
     def sheet(self) -> Sheet | None:
@@ -65,7 +67,7 @@ class WatchScreen(NamedScreen):
         self._banner.show(((problem, "bad"),) if problem else ())
 
 
-def _text(panel: Panel[object]) -> str:
+def _text(panel: Panel[Any]) -> str:
     """A panel as it stands there, without its frame."""
     size = panel.content_size
     if not panel.display or min(size) <= 0 or isinstance(panel, KeyBar):

@@ -80,15 +80,19 @@ def draw_grid(
         roles=[each.role for each in shown],
     )
     header: Row = (("  ", "text"), *rows[0])
-    body = [header]
+    body: list[Row] = [header]
     for at, (record, row) in enumerate(zip(shown, rows[1:], strict=True), start=top):
         mark: Row = (("◆", "mark"),) if record.is_marked else ((" ", "text"),)
         if at == cursor and has_cursor:
             text = plain(row).ljust(width - 2 - row_width(row) + len(plain(row)))
-            body.append(((MARK, "accent"), *mark, (text, "chosen")))
+            body.append(_joined(((MARK, "accent"),), mark, ((text, "chosen"),)))
         else:
-            body.append(((" ", "text"), *mark, *row))
+            body.append(_joined(((" ", "text"),), mark, row))
     return [clip_row(row, width) for row in body[:height]]
+
+
+def _joined(*rows: Row) -> Row:
+    return tuple(span for row in rows for span in row)
 
 
 def _titled(column: Column, at: int, sorting: Sorting) -> Column:

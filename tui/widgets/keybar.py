@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from rich.cells import cell_len
 from textual import events
+from textual.app import App
 from textual.screen import Screen
+from textual.signal import Signal
 
 from tui.widgets.rows import Panel, Role, Row, Span, clip_row, row_width
 
@@ -38,16 +41,18 @@ class KeyBar(Panel[tuple[Key, ...]]):
         self._current = current
 
     def on_mount(self) -> None:
-        self.screen.bindings_updated_signal.subscribe(self, self._take)
+        signal = cast(Signal[Screen[Any]], self.screen.bindings_updated_signal)  # pyright: ignore[reportUnknownMemberType]
+        signal.subscribe(self, self._take)
         self._take(self.screen)
 
-    def _take(self, screen: Screen[object]) -> None:
+    def _take(self, screen: Screen[Any]) -> None:
         """The shown bindings of a screen, in the order they were declared."""
+        app = cast(App[Any], self.app)  # pyright: ignore[reportUnknownMemberType]
         self.show(
             tuple(
                 Key(
                     key=active.binding.key,
-                    display=self.app.get_key_display(active.binding),
+                    display=app.get_key_display(active.binding),
                     word=active.binding.description,
                     rank=RANKS.get(active.binding.action, 2),
                     can_act=active.enabled,
@@ -67,7 +72,8 @@ class KeyBar(Panel[tuple[Key, ...]]):
         offset = event.get_content_offset(self)
         key = None if offset is None else key_at(self.value, self.content_size.width, offset.x)
         if key is not None:
-            self.app.simulate_key(key)
+            app = cast(App[Any], self.app)  # pyright: ignore[reportUnknownMemberType]
+            app.simulate_key(key)
 
 
 # Words that go first when there is no room: 3 before 2; those of 0 stay to the last.
