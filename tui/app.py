@@ -19,6 +19,7 @@ from tui.feed import Failure, Feed, FeedFailed, RunChanged, RunView, Success, at
 from tui.screens.ask import Ask, Choice
 from tui.screens.board import BoardScreen
 from tui.screens.experts import ExpertsScreen
+from tui.screens.gpus import GpusScreen
 from tui.screens.help import HelpScreen, declared
 from tui.screens.named import NamedScreen, WatchScreen
 from tui.screens.run import RunScreen
@@ -40,6 +41,7 @@ FORMAT_WORDS = {
 SCREENS = (
     ("1", "run", "run", "the run: loss, numbers, CORE, log"),
     ("2", "experts", "experts", "loads of the experts, layer by layer"),
+    ("3", "gpus", "gpus", "every GPU, the throughput and what held it back"),
     ("6", "board", "board", "the scoreboards, a cohort at a time"),
     ("0", "setup", "start", "this machine, the plan, launch"),
 )
@@ -102,6 +104,7 @@ class NmoeApp(App[None]):
         self._named: dict[str, NamedScreen] = {
             "run": RunScreen(),
             "experts": ExpertsScreen(root),
+            "gpus": GpusScreen(),
             "board": BoardScreen(root, repo_board=repo_board),
             "setup": self._setup,
         }

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from textual import events
 from textual.app import ComposeResult
 from textual.screen import Screen
 
@@ -12,6 +13,8 @@ from tui.widgets.keybar import KeyBar
 from tui.widgets.prose import Paragraphs
 from tui.widgets.rows import Panel, plain
 from tui.widgets.strip import Status, StatusStrip
+
+LOW = 20  # rows below which what can be spared is
 
 
 class NamedScreen(Screen[None]):
@@ -26,6 +29,9 @@ class NamedScreen(Screen[None]):
     def panels(self) -> ComposeResult:
         """What stands above the keys."""
         yield from ()
+
+    def on_resize(self, event: events.Resize) -> None:
+        self.set_class(event.size.height < LOW, "-low")
 
     def copied(self) -> str:
         """What `y` copies: the panel in focus as text, else all of them."""

@@ -4,7 +4,7 @@ from textual.app import ComposeResult
 from textual.containers import Container
 
 from tui.feed import RunView
-from tui.screens import summary
+from tui.screens import devices, summary
 from tui.screens.curves import CurveOf
 from tui.screens.named import WatchScreen
 from tui.screens.report import report
@@ -65,7 +65,7 @@ class RunScreen(WatchScreen):
         self._chart.show(summary.chart(view, self._losses))
         self._progress.show(summary.progress(view))
         self._numbers.show(summary.numbers(view))
-        gpus = summary.gpus(view)
+        gpus = devices.gpus(view)
         self.set_class(bool(gpus), "-gpus")
         self._gpus.show(gpus)
         self._core.show(summary.core(view))

@@ -12,7 +12,6 @@ from tui.screens.curves import CurveOf
 from tui.widgets.core import Core, Task
 from tui.widgets.figure import Chart, EventMark
 from tui.widgets.forecast import Forecast, forecast
-from tui.widgets.gpus import Gpu
 from tui.widgets.numbers import Number
 from tui.widgets.progress import Job, Progress
 from tui.widgets.rows import Role, Row, clean
@@ -213,25 +212,6 @@ def _router(state: RunState) -> list[Number]:
             role=dead_role,
         ),
     ]
-
-
-def gpus(view: RunView) -> tuple[Gpu, ...]:
-    """The newest sample of every GPU."""
-    return tuple(
-        Gpu(
-            index=gpu.index,
-            util=None if gpu.util is None else gpu.util / 100,
-            memory_used_bytes=gpu.memory_used_bytes,
-            memory_total_bytes=gpu.memory_total_bytes,
-            power_w=gpu.power_w,
-            power_limit_w=gpu.power_limit_w,
-            temperature_c=gpu.temperature_c,
-            sm_mhz=gpu.sm_mhz,
-            throttle=gpu.throttle,
-            is_lost=gpu.is_lost,
-        )
-        for gpu in view.state.gpus
-    )
 
 
 def progress(view: RunView) -> Progress:
