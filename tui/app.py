@@ -9,26 +9,28 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
-from harness import launch, runs
+from harness import best, runs
+from harness.best import Best
+from harness.leaderboard import REPO_BOARD
 from nmoe.paths import DataRoot, RunFolder
 from tui.feed import Failure, Feed, FeedFailed, RunChanged, RunView, Success, attempt
+from tui.remote import RemoteControl
 from tui.screens.ask import Ask, Choice
 from tui.screens.board import BoardScreen
+from tui.screens.core import CoreScreen
 from tui.screens.experts import ExpertsScreen
 from tui.screens.gpus import GpusScreen
 from tui.screens.help import HelpScreen, declared
 from tui.screens.named import NamedScreen, WatchScreen
 from tui.screens.run import RunScreen
-from tui.screens.setup import Launch, Request, SetupScreen
+from tui.screens.setup import Request, SetupScreen
 from tui.screens.sheet import FORMATS, fits_clipboard, save
 
 REMOTE = ("SSH_CONNECTION", "SSH_TTY")
-STOPPED_BY = "the screen"
-RESUMABLE = ("interrupted", "failed", "diverged")
 FORMAT_WORDS = {
     "csv": "csv: the table, for a spreadsheet",
     "json": "json: the table, for a program",
@@ -42,12 +44,13 @@ SCREENS = (
     ("1", "run", "run", "the run: loss, numbers, CORE, log"),
     ("2", "experts", "experts", "loads of the experts, layer by layer"),
     ("3", "gpus", "gpus", "every GPU, the throughput and what held it back"),
+    ("4", "core", "core", "CORE, task by task, beside the record"),
     ("6", "board", "board", "the scoreboards, a cohort at a time"),
     ("0", "setup", "start", "this machine, the plan, launch"),
 )
 
 
-class NmoeApp(App[None]):
+class NmoeApp(RemoteControl):
     """A viewer and remote control: leaving it, or losing it, changes nothing for the run."""
 
     TITLE = "nmoe"
@@ -98,6 +101,9 @@ class NmoeApp(App[None]):
         self.is_readonly = is_readonly
         self.view: RunView | None = None
         self.held: RunView | None = None
+        self.best: Best | None = None
+        self._repo_board = repo_board or REPO_BOARD
+        self._sought: RunFolder | None = None
         self.problem = ""
         self._feed: Feed | None = None
         self._setup = SetupScreen(root, request or Request(), is_readonly=is_readonly)
@@ -105,7 +111,8 @@ class NmoeApp(App[None]):
             "run": RunScreen(),
             "experts": ExpertsScreen(root),
             "gpus": GpusScreen(),
-            "board": BoardScreen(root, repo_board=repo_board),
+            "core": CoreScreen(),
+            "board": BoardScreen(root, repo_board=self._repo_board),
             "setup": self._setup,
         }
 
@@ -126,19 +133,42 @@ class NmoeApp(App[None]):
         """Watch a run and show it."""
         if self._feed is not None:
             self._feed.stop()
-        self.run_folder, self.view, self.held = folder, None, None
+        self.run_folder, self.view, self.held, self.best = folder, None, None, None
         self._feed = Feed(folder, self.post_message, clock=self._clock)
         self._feed.start()
         self.action_go("run")
+
+    def launch_failed(self) -> None:
+        self._setup.launch_failed()
 
     def on_run_changed(self, message: RunChanged) -> None:
         if self._feed is None or message.view.state.run_id != self._feed.folder.run_id:
             return
         was_alive = self.view is not None and self.view.is_alive
         self.view = message.view
+        self._seek_best()
         self._show_view()
         if was_alive != message.view.is_alive:
             self.refresh_bindings()
+
+    def _seek_best(self) -> None:
+        """Look once for the run to race against, off the screen's thread."""
+        folder, view = self.run_folder, self.view
+        if folder is None or view is None or view.state.plan is None or folder == self._sought:
+            return
+        self._sought = folder
+
+        def work() -> None:
+            found = attempt(lambda: best.find(folder, self.root, repo_board=self._repo_board))
+            if isinstance(found, Success):
+                self.call_from_thread(self._best_found, folder, found.value)
+
+        self.run_worker(work, thread=True, exclusive=True, group="best", exit_on_error=False)
+
+    def _best_found(self, folder: RunFolder, found: Best | None) -> None:
+        if folder == self.run_folder and found is not None:
+            self.best = found
+            self._show_view()
 
     def on_feed_failed(self, message: FeedFailed) -> None:
         self.problem = message.problem
@@ -150,7 +180,7 @@ class NmoeApp(App[None]):
             return
         screen.show_problem(self.problem)
         if self.view is not None:
-            screen.show(self.view, held=self.held)
+            screen.show(self.view, held=self.held, best=self.best)
 
     @property
     def _base_screen(self) -> NamedScreen | None:
@@ -166,9 +196,9 @@ class NmoeApp(App[None]):
             return False
         match action:
             case "stop_run":
-                return True if self._can_stop() else None
+                return True if self.can_stop() else None
             case "resume_run":
-                return True if self._can_resume() else None
+                return True if self.can_resume() else None
             case "freeze":
                 return isinstance(self._base_screen, WatchScreen)
             case "go" if isinstance(self._named.get(str(parameters[0])), WatchScreen):
@@ -200,111 +230,6 @@ class NmoeApp(App[None]):
             press = partial(self.simulate_key, key.key.partition(",")[0])
             yield SystemCommand(key.description or key.tooltip, key.tooltip, press)
         yield SystemCommand("theme", "change the colours", self.action_change_theme)
-
-    def action_detach(self) -> None:
-        """Leave; the run goes on."""
-        self.exit()
-
-    def action_leave(self) -> None:
-        """Ask how to leave."""
-        if isinstance(self.screen, Ask):
-            self.screen.dismiss(None)
-            return
-        choices = [Choice("cancel", "Cancel"), Choice("detach", "Detach: leave, the run goes on")]
-        if self._can_stop():
-            choices.append(Choice("stop", "Stop and save: end the run with a checkpoint"))
-        elif self.run_folder is None:
-            choices[1] = Choice("detach", "Leave")
-        self.push_screen(Ask("Leave?", choices), self._left)
-
-    def _left(self, answer: str | None) -> None:
-        if answer == "stop" and not self._request_stop():
-            return
-        if answer in ("detach", "stop"):
-            self.exit()
-
-    def action_stop_run(self) -> None:
-        """Ask, then request a stop."""
-        if not self._can_stop() or self.run_folder is None:
-            self.notify("no run to stop", markup=False)
-            return
-        choices = [
-            Choice("cancel", "Cancel: the run goes on"),
-            Choice("stop", "Stop: save a checkpoint, then end"),
-        ]
-        question = f"Stop {self.run_folder.run_id}?"
-        self.push_screen(Ask(question, choices), self._stop_answered)
-
-    def _stop_answered(self, answer: str | None) -> None:
-        if answer == "stop":
-            self._request_stop()
-
-    def action_resume_run(self) -> None:
-        """Ask, then start the next attempt of a run that is over."""
-        if not self._can_resume() or self.run_folder is None:
-            self.notify("no run to resume", markup=False)
-            return
-        choices = [
-            Choice("cancel", "Cancel: the run stays as it is"),
-            Choice("resume", "Resume: go on from its newest checkpoint"),
-        ]
-        self.push_screen(Ask(f"Resume {self.run_folder.run_id}?", choices), self._resume_answered)
-
-    def _resume_answered(self, answer: str | None) -> None:
-        folder = self.run_folder
-        if answer != "resume" or folder is None:
-            return
-
-        def work() -> None:
-            outcome = attempt(lambda: launch.resume(folder))
-            self.call_from_thread(self._resumed, outcome)
-
-        self.run_worker(work, thread=True, exclusive=True, group="launch", exit_on_error=False)
-
-    def _resumed(self, outcome: Success[None] | Failure) -> None:
-        if isinstance(outcome, Failure):
-            self._complain(outcome)
-        else:
-            self.notify("resumed: it goes on from its newest checkpoint", markup=False)
-
-    def _can_resume(self) -> bool:
-        view = self.view
-        return view is not None and not self.is_readonly and view.status in RESUMABLE
-
-    def _can_stop(self) -> bool:
-        return bool(self.view and self.view.is_alive) and not self.is_readonly
-
-    def _request_stop(self) -> bool:
-        folder = self.run_folder
-        if folder is None:
-            return False
-        outcome = attempt(lambda: launch.request_stop(folder, STOPPED_BY))
-        if isinstance(outcome, Failure):
-            self._complain(outcome)
-            return False
-        self.notify("stop requested: a checkpoint comes first", markup=False)
-        return True
-
-    def on_launch(self, message: Launch) -> None:
-        """Start a run and watch it; the work happens off the screen's thread."""
-        plan = message.plan
-
-        def work() -> None:
-            outcome = attempt(lambda: launch.start(plan, self.root))
-            self.call_from_thread(self._launched, outcome)
-
-        self.run_worker(work, thread=True, exclusive=True, group="launch", exit_on_error=False)
-
-    def _launched(self, outcome: Success[RunFolder] | Failure) -> None:
-        if isinstance(outcome, Failure):
-            self._complain(outcome)
-            self._setup.launch_failed()
-            return
-        self.attach(outcome.value)
-
-    def _complain(self, failure: Failure) -> None:
-        text = f"{failure.problem}. {failure.fix}" if failure.fix else failure.problem
-        self.notify(text, severity="error", timeout=10, markup=False)
 
     def action_copy(self) -> None:
         """Copy what is in focus: through the terminal, or into a file when that cannot be."""
@@ -347,7 +272,7 @@ class NmoeApp(App[None]):
         stem = "-".join(filter(None, (run and run.run_id, screen and screen.NAME)))
         outcome = attempt(lambda: save(self.root.exports, stem, suffix, text))
         if isinstance(outcome, Failure):
-            self._complain(outcome)
+            self.complain(outcome)
         else:
             self.notify(f"{why}written to {outcome.value}", timeout=8, markup=False)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from harness import leaderboard, score
 from nmoe import events as ev
 from nmoe.config import Config, Digests, Hardware, Plan, config_digest, fit_micro_batch, read_config
 from nmoe.paths import REPO_ROOT, DataRoot
@@ -154,10 +155,12 @@ class Race(Recording):
             )
         )  # fmt: skip
 
-    def core(self, count: int | None = None) -> None:
-        """Scored tasks, `count` of them or all with the score."""
+    def core(self, count: int | None = None, *, shift: float = 0.0) -> None:
+        """Scored tasks, `count` of them or all with the score, every other one by `shift` lower."""
         for index, (name, baseline, centered) in enumerate(TASKS[:count], start=1):
-            acc = baseline + (1 - baseline) * centered
+            centered += shift if index % 2 else -shift
+            acc = max(0.0, baseline + (1 - baseline) * centered)
+            centered = (acc - baseline) / (1 - baseline)
             half = 1.96 * math.sqrt(max(acc * (1 - acc), 0.01) / 1000)
             self.train(
                 ev.CoreTaskEvent(
@@ -205,6 +208,16 @@ def done(
     race.core()
     race.train(_outcome("done", 4864, train_s=train_s))
     race.supervisor(ev.PhaseEvent(phase="scoring"), ev.ExitEvent(status="done", rc=0))
+    return race
+
+
+def ranked(root: DataRoot, run_id: str = RUN_ID) -> Race:
+    """In the middle of scoring, with a run of its cohort on the board."""
+    folder = done(root).folder
+    leaderboard.append(root.board, leaderboard.make_entry(score.compute(folder, root)))
+    race = healthy(root, run_id)
+    race.train(*race.steps(4860, start=2400), ev.PhaseEvent(phase="core-eval"))
+    race.core(17, shift=0.05)
     return race
 
 

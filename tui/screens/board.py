@@ -9,7 +9,7 @@ from textual.message import Message
 
 from harness import format as fmt
 from harness import leaderboard
-from harness.leaderboard import PUBLISHED_MARK, REPO_BOARD, Board, Published, Standing
+from harness.leaderboard import PUBLISHED_MARK, Board, Published, Standing
 from nmoe.paths import DataRoot
 from tui.feed import Failure, Success, attempt
 from tui.screens.named import NamedScreen
@@ -68,10 +68,10 @@ class BoardScreen(NamedScreen):
 
     NAME = "board"
 
-    def __init__(self, root: DataRoot, *, repo_board: Path | None = None) -> None:
+    def __init__(self, root: DataRoot, *, repo_board: Path) -> None:
         super().__init__()
         self._paths = (
-            ("official", repo_board or REPO_BOARD),
+            ("official", repo_board),
             ("this machine", root.board),
         )
         self._boards = Boards((), classes="tall")

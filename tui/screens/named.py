@@ -6,6 +6,7 @@ from textual import events
 from textual.app import ComposeResult
 from textual.screen import Screen
 
+from harness.best import Best
 from tui.feed import RunView
 from tui.screens import summary
 from tui.screens.sheet import Sheet
@@ -51,16 +52,18 @@ class WatchScreen(NamedScreen):
         super().__init__()
         self._strip = StatusStrip(Status(), id="strip")
         self._banner = Paragraphs((), id="banner")
+        self.best: Best | None = None
 
     def compose(self) -> ComposeResult:
         yield self._strip
         yield self._banner
         yield from super().compose()
 
-    def show(self, view: RunView, *, held: RunView | None = None) -> None:
-        """Show a view; panels show the `held` one when there is one."""
+    def show(self, view: RunView, *, held: RunView | None = None, best: Best | None = None) -> None:
+        """Show a view beside the best run; panels show the `held` one when there is one."""
+        self.best = best
         frozen_at = None if held is None else held.state.events
-        self._strip.show(summary.strip(view, frozen_at=frozen_at))
+        self._strip.show(summary.strip(view, frozen_at=frozen_at, best=best))
         self.fill(held or view)
 
     def fill(self, view: RunView) -> None:

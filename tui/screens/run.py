@@ -1,13 +1,17 @@
 """The run screen: everything about one run, from preparation to its result."""
 
+from typing import ClassVar
+
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.containers import Container
 
 from tui.feed import RunView
-from tui.screens import devices, summary
-from tui.screens.curves import CurveOf
+from tui.screens import charts, devices, summary
+from tui.screens.charts import LOSS, METRICS, Other, RunCharts
 from tui.screens.named import WatchScreen
 from tui.screens.report import report
+from tui.screens.sheet import Sheet
 from tui.widgets.chart import LineChart
 from tui.widgets.core import Core, CoreTable
 from tui.widgets.figure import Chart
@@ -22,11 +26,27 @@ class RunScreen(WatchScreen):
     """Everything about one run at a glance; the other screens have the details."""
 
     NAME = "run"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "left_square_bracket",
+            "metric(-1)",
+            "",
+            show=False,
+            key_display="[ ]",
+            tooltip="chart: loss, throughput, step time, gradient norm, learning rate",
+        ),
+        Binding("right_square_bracket", "metric(1)", "", show=False),
+        Binding("v", "overlay", "", show=False, tooltip="chart: the marked runs over it, or not"),
+    ]
 
     def __init__(self) -> None:
         super().__init__()
         self._chart = LineChart(Chart(), id="chart")
-        self._losses = CurveOf()
+        self._charts = RunCharts()
+        self._metric = LOSS
+        self.others: tuple[Other, ...] = ()
+        self._has_others = True
+        self._view: RunView | None = None
         self._progress = ProgressBars(Progress(), id="progress")
         self._numbers = Numbers((), id="numbers")
         self._gpus = GpuTable((), id="gpus")
@@ -62,7 +82,8 @@ class RunScreen(WatchScreen):
         self.set_class(bool(paragraphs), "-report")
         self.set_class(view.status == "done", "-done")
         self._report.show(paragraphs)
-        self._chart.show(summary.chart(view, self._losses))
+        self._view = view
+        self._draw_chart()
         self._progress.show(summary.progress(view))
         self._numbers.show(summary.numbers(view))
         gpus = devices.gpus(view)
@@ -70,3 +91,37 @@ class RunScreen(WatchScreen):
         self._gpus.show(gpus)
         self._core.show(summary.core(view))
         self._log.show(view.state.lines)
+
+    def _draw_chart(self) -> None:
+        if self._view is not None:
+            self._chart.show(
+                self._charts.chart(
+                    self._view,
+                    self._metric,
+                    best=self._ghost(),
+                    others=self.others if self._has_others else (),
+                )
+            )
+
+    def _ghost(self) -> Other | None:
+        if self.best is None or self.best.state is None:
+            return None
+        return Other(name="best run", state=self.best.state)
+
+    def action_metric(self, direction: int) -> None:
+        """Another metric on the same axes."""
+        at = METRICS.index(self._metric) + direction
+        self._metric = METRICS[at % len(METRICS)]
+        self._draw_chart()
+
+    def action_overlay(self) -> None:
+        """Show or hide the runs that are marked on the screen of runs."""
+        if not self.others:
+            self.notify("no other run is marked: 5 shows the runs, m marks one", markup=False)
+        self._has_others = not self._has_others
+        self._draw_chart()
+
+    def sheet(self) -> Sheet | None:
+        if self._view is None or not self._view.state.losses.length:
+            return None
+        return charts.sheet(self._view.state)
