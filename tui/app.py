@@ -27,6 +27,7 @@ from tui.screens.gpus import GpusScreen
 from tui.screens.help import HelpScreen, declared
 from tui.screens.named import NamedScreen, WatchScreen
 from tui.screens.run import RunScreen
+from tui.screens.runs import Attach, Marked, RunsScreen
 from tui.screens.setup import Request, SetupScreen
 from tui.screens.sheet import FORMATS, fits_clipboard, save
 
@@ -45,6 +46,7 @@ SCREENS = (
     ("2", "experts", "experts", "loads of the experts, layer by layer"),
     ("3", "gpus", "gpus", "every GPU, the throughput and what held it back"),
     ("4", "core", "core", "CORE, task by task, beside the record"),
+    ("5", "runs", "runs", "all runs: filter, mark, compare, watch"),
     ("6", "board", "board", "the scoreboards, a cohort at a time"),
     ("0", "setup", "start", "this machine, the plan, launch"),
 )
@@ -107,11 +109,13 @@ class NmoeApp(RemoteControl):
         self.problem = ""
         self._feed: Feed | None = None
         self._setup = SetupScreen(root, request or Request(), is_readonly=is_readonly)
+        self._race = RunScreen()
         self._named: dict[str, NamedScreen] = {
-            "run": RunScreen(),
+            "run": self._race,
             "experts": ExpertsScreen(root),
             "gpus": GpusScreen(),
             "core": CoreScreen(),
+            "runs": RunsScreen(root, clock=clock),
             "board": BoardScreen(root, repo_board=self._repo_board),
             "setup": self._setup,
         }
@@ -140,6 +144,13 @@ class NmoeApp(RemoteControl):
 
     def launch_failed(self) -> None:
         self._setup.launch_failed()
+
+    def on_attach(self, message: Attach) -> None:
+        self.attach(message.folder)
+
+    def on_marked(self, message: Marked) -> None:
+        """Draw the marked runs over the one that is watched."""
+        self._race.others = message.others
 
     def on_run_changed(self, message: RunChanged) -> None:
         if self._feed is None or message.view.state.run_id != self._feed.folder.run_id:

@@ -222,10 +222,11 @@ def ranked(root: DataRoot, run_id: str = RUN_ID) -> Race:
 
 
 def diverged(root: DataRoot, run_id: str = RUN_ID) -> Race:
-    """The loss became NaN."""
+    """The loss became NaN, at twice the learning rate."""
     race = Race(root, run_id)
-    race.begin()
-    race.train(*race.steps(1220, nan_from=1200), seconds=0.01)
+    optim = make_plan().optim
+    race.begin(optim=replace(optim, lr_dense=2 * optim.lr_dense))
+    race.train(*race.steps(1220, nan_from=1200, slower=0.9), seconds=0.01)
     race.samples()
     race.train(
         ev.AlertEvent(code="non-finite", level="error", message="loss is nan at step 1200"),

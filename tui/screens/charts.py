@@ -8,6 +8,7 @@ from tui.feed import RunView
 from tui.screens import summary
 from tui.screens.curves import CurveOf
 from tui.screens.sheet import Sheet
+from tui.widgets.curve import Curve
 from tui.widgets.figure import Chart, EventMark, Overlay
 
 
@@ -55,15 +56,15 @@ class RunCharts:
     ) -> Chart:
         """The chart of a metric; `best` is its ghost, `others` lie over it."""
         chart = self._plain(view, metric)
-        ghost = None if best is None else self._of(best, metric)
+        ghost = None if best is None else self.curve(best, metric)
         overlays = tuple(
-            Overlay(name=other.name, curve=self._of(other, metric).curve) for other in others
+            Overlay(name=other.name, curve=self.curve(other, metric)) for other in others
         )
         names = (best and best.name, *(other.name for other in others))
         return replace(
             chart,
-            revision=(*chart.revision, names),
-            ghost=None if ghost is None else ghost.curve,
+            revision=(*chart.revision, names, *((id(o.curve), o.curve.revision) for o in overlays)),
+            ghost=ghost,
             ghost_name="" if best is None else best.name,
             overlays=overlays,
         )
@@ -84,11 +85,10 @@ class RunCharts:
             unit=metric.unit,
         )
 
-    def _of(self, other: Other, metric: Metric) -> CurveOf:
+    def curve(self, other: Other, metric: Metric) -> Curve:
+        """The curve of another run."""
         key = f"{metric.field} of {other.state.run_id}"
-        curve_of = self._curves.setdefault(key, CurveOf())
-        curve_of.follow(_series(other.state, metric))
-        return curve_of
+        return self._curves.setdefault(key, CurveOf()).follow(_series(other.state, metric))
 
 
 def _series(state: RunState, metric: Metric) -> Series:
