@@ -14,6 +14,7 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from harness import best, runs
+from harness.benchmarks import RESULTS
 from harness.best import Best
 from harness.leaderboard import REPO_BOARD
 from nmoe.paths import DataRoot, RunFolder
@@ -25,6 +26,7 @@ from tui.screens.core import CoreScreen
 from tui.screens.experts import ExpertsScreen
 from tui.screens.gpus import GpusScreen
 from tui.screens.help import HelpScreen, declared
+from tui.screens.kernels import KernelsScreen
 from tui.screens.named import NamedScreen, WatchScreen
 from tui.screens.run import RunScreen
 from tui.screens.runs import Attach, Marked, RunsScreen
@@ -48,6 +50,7 @@ SCREENS = (
     ("4", "core", "core", "CORE, task by task, beside the record"),
     ("5", "runs", "runs", "all runs: filter, mark, compare, watch"),
     ("6", "board", "board", "the scoreboards, a cohort at a time"),
+    ("7", "kernels", "kernels", "rows of the bench suite, what is slower than before"),
     ("0", "setup", "start", "this machine, the plan, launch"),
 )
 
@@ -91,6 +94,7 @@ class NmoeApp(RemoteControl):
         is_readonly: bool = False,
         is_ascii: bool = False,
         repo_board: Path | None = None,
+        bench_results: Path = RESULTS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
@@ -117,6 +121,7 @@ class NmoeApp(RemoteControl):
             "core": CoreScreen(),
             "runs": RunsScreen(root, clock=clock),
             "board": BoardScreen(root, repo_board=self._repo_board),
+            "kernels": KernelsScreen(bench_results),
             "setup": self._setup,
         }
 

@@ -70,6 +70,19 @@ BALANCE_SIGNS: dict[str, Sign] = dict(
 )
 
 
+# A row of the bench suite, beside the one before it.
+BENCH_SIGNS: dict[str, Sign] = dict(
+    (
+        _sign("✖", "failed", "bad", "could not run"),
+        _sign("▲", "slower", "warn", "slower than before, beyond both spreads"),
+        _sign("▾", "faster", "good", "faster than before, beyond both spreads"),
+        _sign("●", "same", "text", "as before"),
+        _sign("◌", "unjudged", "dim", "one timing only: not judged"),
+        _sign("○", "first", "dim", "nothing before it on these GPUs"),
+    )
+)
+
+
 def sign(status: str) -> Sign:
     """The sign of a status; an unknown one is shown by its name."""
     return SIGNS.get(status) or Sign(glyph="?", word=status, role="dim", meaning="")
