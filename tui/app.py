@@ -27,6 +27,7 @@ from tui.screens.experts import ExpertsScreen
 from tui.screens.gpus import GpusScreen
 from tui.screens.help import HelpScreen, declared
 from tui.screens.kernels import KernelsScreen
+from tui.screens.logs import LogsScreen
 from tui.screens.named import NamedScreen, WatchScreen
 from tui.screens.run import RunScreen
 from tui.screens.runs import Attach, Marked, RunsScreen
@@ -51,6 +52,7 @@ SCREENS = (
     ("5", "runs", "runs", "all runs: filter, mark, compare, watch"),
     ("6", "board", "board", "the scoreboards, a cohort at a time"),
     ("7", "kernels", "kernels", "rows of the bench suite, what is slower than before"),
+    ("8", "logs", "logs", "events and what every process printed"),
     ("0", "setup", "start", "this machine, the plan, launch"),
 )
 
@@ -122,6 +124,7 @@ class NmoeApp(RemoteControl):
             "runs": RunsScreen(root, clock=clock),
             "board": BoardScreen(root, repo_board=self._repo_board),
             "kernels": KernelsScreen(bench_results),
+            "logs": LogsScreen(root),
             "setup": self._setup,
         }
 

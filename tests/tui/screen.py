@@ -91,12 +91,17 @@ def see(
     size: tuple[int, int] = (80, 24),
     **options: Any,
 ) -> str:
-    """The screen after the keys, once it shows a text."""
+    """The screen after the keys, once it shows a text; the key "wait" is for what threads read."""
     seen: list[str] = []
 
     async def steps(app: NmoeApp, pilot: Pilot[None]) -> None:
         await until(pilot, lambda: app.view is not None, "the run")
-        await pilot.press(*keys)
+        for key in keys:
+            if key == "wait":  # for what a thread reads
+                await app.workers.wait_for_complete()
+                await pilot.pause()
+            else:
+                await pilot.press(key)
         await until(pilot, lambda: until_text in screen_text(app), repr(until_text))
         seen.append(screen_text(app))
 

@@ -1,5 +1,6 @@
 """The runs screen: all runs, filtered and marked; curves and plans of the marked ones compared."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -83,6 +84,7 @@ class RunsScreen(NamedScreen):
         super().__init__()
         self._root = root
         self._clock = clock
+        self._lock = threading.Lock()
         self._all: list[Summary] = []
         self._problem = ""
         self._terms: tuple[query.Term, ...] = ()
@@ -119,7 +121,8 @@ class RunsScreen(NamedScreen):
 
     def _work(self) -> None:
         listed = attempt(lambda: runs.list_runs(self._root))
-        chosen = self._read_chosen(self._wanted())
+        with self._lock:
+            chosen = self._read_chosen(self._wanted())
         self.post_message(RunsRead(_Found(runs=listed, chosen=chosen)))
 
     def _wanted(self) -> list[str]:
