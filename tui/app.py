@@ -247,8 +247,8 @@ class NmoeApp(RemoteControl):
         """The palette: every key that says what it does."""
         for key in declared(screen.active_bindings.values()):
             press = partial(self.simulate_key, key.key.partition(",")[0])
-            yield SystemCommand(key.description or key.tooltip, key.tooltip, press)
-        yield SystemCommand("theme", "change the colours", self.action_change_theme)
+            yield SystemCommand(key.tooltip, f"key {self.get_key_display(key)}", press)
+        yield SystemCommand("change the colours", "theme", self.action_change_theme)
 
     def action_copy(self) -> None:
         """Copy what is in focus: through the terminal, or into a file when that cannot be."""

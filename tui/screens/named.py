@@ -1,9 +1,10 @@
 """What all screens have: keys at the bottom, text to copy, a table or a curve to export."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from textual import events
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from harness.best import Best
@@ -22,6 +23,9 @@ class NamedScreen(Screen[None]):
     """A screen with a name, which its key in the bar shows."""
 
     NAME = ""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("z", "enlarge", "", show=False, tooltip="the panel in focus alone, or with others"),
+    ]
 
     def compose(self) -> ComposeResult:
         yield from self.panels()
@@ -33,6 +37,13 @@ class NamedScreen(Screen[None]):
 
     def on_resize(self, event: events.Resize) -> None:
         self.set_class(event.size.height < LOW, "-low")
+
+    def action_enlarge(self) -> None:
+        """The panel in focus takes the whole screen, or gives it back."""
+        if self.maximized is not None:
+            self.minimize()
+        elif self.focused is None or not self.maximize(self.focused):
+            self.notify("no panel is in focus: tab goes to the next", markup=False)
 
     def copied(self) -> str:
         """What `y` copies: the panel in focus as text, else all of them."""

@@ -48,6 +48,8 @@ class KeyBar(Panel[tuple[Key, ...]]):
     def _take(self, screen: Screen[Any]) -> None:
         """The shown bindings of a screen, in the order they were declared."""
         app = cast(App[Any], self.app)  # pyright: ignore[reportUnknownMemberType]
+        if app.screen is not screen:
+            return  # under a question, whose keys are others
         self.show(
             tuple(
                 Key(
