@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
+from textual.command import CommandPalette
 from textual.screen import Screen
 
 from harness import best, runs
@@ -211,7 +212,8 @@ class NmoeApp(RemoteControl):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Whether a key acts: what cannot be done now is greyed."""
-        if self.screen.is_modal and action not in ("leave", "detach"):
+        is_asked = self.screen.is_modal and not isinstance(self.screen, CommandPalette)
+        if is_asked and action not in ("leave", "detach"):
             return False
         match action:
             case "stop_run":
