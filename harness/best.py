@@ -8,8 +8,9 @@ from harness import leaderboard, runs, score
 from harness.errors import BoardError, HarnessError
 from harness.leaderboard import REPO_BOARD, Entry
 from harness.run_state import RunState
+from nmoe.config import Plan
 from nmoe.events import ValEvent
-from nmoe.paths import DataRoot, RunFolder
+from nmoe.paths import DataRoot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,20 +21,20 @@ class Best:
     state: RunState | None = None
 
 
-def find(folder: RunFolder, root: DataRoot, *, repo_board: Path = REPO_BOARD) -> Best | None:
-    """The best other run that this one may be ranked with; None when there is none.
+def find(plan: Plan, root: DataRoot, *, repo_board: Path = REPO_BOARD) -> Best | None:
+    """The best other run that a run of this plan may be ranked with; None when there is none.
 
     Whether the rules were kept is known at the end only, so that they do not count here. A board
-    that does not parse has no best run. RunError when the folder holds no plan.
+    that does not parse has no best run.
     """
-    wanted = replace(score.compute(folder, root).cohort, rules="")
+    wanted = replace(score.plan_cohort(plan, root), rules="")
     entries = [
         row.entry
         for path in (repo_board, root.board)
         for standing in _standings(path)
         if replace(standing.cohort, rules="") == wanted
         for row in standing.rows
-        if row.entry.result.run_id != folder.run_id
+        if row.entry.result.run_id != plan.run_id
     ]
     if not entries:
         return None

@@ -173,13 +173,13 @@ class NmoeApp(RemoteControl):
 
     def _seek_best(self) -> None:
         """Look once for the run to race against, off the screen's thread."""
-        folder, view = self.run_folder, self.view
-        if folder is None or view is None or view.state.plan is None or folder == self._sought:
+        folder, plan = self.run_folder, self.view.state.plan if self.view else None
+        if folder is None or plan is None or folder == self._sought:
             return
         self._sought = folder
 
         def work() -> None:
-            found = attempt(lambda: best.find(folder, self.root, repo_board=self._repo_board))
+            found = attempt(lambda: best.find(plan, self.root, repo_board=self._repo_board))
             if isinstance(found, Success):
                 self.call_from_thread(self._best_found, folder, found.value)
 

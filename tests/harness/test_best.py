@@ -9,6 +9,7 @@ from harness import best, leaderboard, score
 from harness.best import Best
 from harness.run_state import RunState
 from nmoe import events as ev
+from nmoe.config import read_plan
 from nmoe.paths import DataRoot
 from tests.harness.finished_run import make_plan, write_run
 
@@ -28,7 +29,7 @@ def enter(root, run_id, *, train_s, **changes):
 
 
 def find(folder, root):
-    return best.find(folder, root, repo_board=root.path / "none.json")
+    return best.find(read_plan(folder.plan), root, repo_board=root.path / "none.json")
 
 
 def test_fastest_other_entry_of_the_cohort_is_found(root):
@@ -41,6 +42,13 @@ def test_fastest_other_entry_of_the_cohort_is_found(root):
 
     assert found.entry.result.run_id == IDS[1]
     assert found.state.train_s == 50.0
+
+
+def test_cohort_of_a_plan_is_that_of_its_score(root):
+    folder = enter(root, IDS[0], train_s=70.0)
+
+    planned = score.plan_cohort(read_plan(folder.plan), root)
+    assert planned == score.compute(folder, root).cohort
 
 
 def test_run_in_the_middle_belongs_to_its_cohort(root):

@@ -181,9 +181,9 @@ class Race(Recording):
             )  # fmt: skip
 
 
-def healthy(root: DataRoot, run_id: str = RUN_ID, *, stop: int = 2400) -> Race:
-    """In the middle of training, with interim CORE."""
-    race = Race(root, run_id)
+def healthy(root: DataRoot, run_id: str = RUN_ID, *, stop: int = 2400, time: float = START) -> Race:
+    """In the middle of training."""
+    race = Race(root, run_id, time=time)
     race.begin()
     race.train(*race.steps(stop), seconds=0.01)
     race.samples()
