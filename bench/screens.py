@@ -131,7 +131,7 @@ def main() -> None:
         long = races.healthy(root, "super-20260101-000000-long", stop=100_000)
         files = long.folder.root.glob("*.jsonl")
         events = sum(len(path.read_bytes().splitlines()) for path in files)
-        for what, words in (("first paint", b"numbers"), ("all of it", b"100,000")):
+        for what, words in (("first paint", b"best val"), ("all of it", b"100,000")):
             took = first_paint(root, "attach", long.run_id, wanted=words)
             print(f"{what} of a run of {events:,} events: {took}")
         idle = Terminal("attach", long.run_id, size=SIZE, DATA_DIR=str(folder))

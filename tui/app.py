@@ -1,6 +1,7 @@
 """The app: screens by digit, one feed for the run that is watched, and the few acts on a run."""
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -133,6 +134,10 @@ class NmoeApp(RemoteControl):
         self._leave_on_signals()
         for name, screen in self._named.items():
             self.install_screen(screen, name)  # pyright: ignore[reportUnknownMemberType]
+        if not self.is_headless:
+            # What is there now lives as long as the program: looking through it for garbage
+            # holds keys up for a tenth of a second at a time.
+            self.call_after_refresh(gc.freeze)
         if self.run_folder is not None:
             self.attach(self.run_folder)
         else:
@@ -148,8 +153,9 @@ class NmoeApp(RemoteControl):
             self._feed.stop()
         self.run_folder, self.view, self.held, self.best = folder, None, None, None
         self._feed = Feed(folder, self.post_message, clock=self._clock)
-        self._feed.start()
         self.action_go("run")
+        # The screen is there before the run is read, however long that takes.
+        self.call_after_refresh(self._feed.start)
 
     def launch_failed(self) -> None:
         self._setup.launch_failed()
