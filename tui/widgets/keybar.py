@@ -6,7 +6,6 @@ from typing import Any, cast
 
 from rich.cells import cell_len
 from textual import events
-from textual.app import App
 from textual.screen import Screen
 from textual.signal import Signal
 
@@ -47,14 +46,13 @@ class KeyBar(Panel[tuple[Key, ...]]):
 
     def _take(self, screen: Screen[Any]) -> None:
         """The shown bindings of a screen, in the order they were declared."""
-        app = cast(App[Any], self.app)  # pyright: ignore[reportUnknownMemberType]
-        if app.screen is not screen:
+        if self.nmoe.screen is not screen:
             return  # under a question, whose keys are others
         self.show(
             tuple(
                 Key(
                     key=active.binding.key,
-                    display=app.get_key_display(active.binding),
+                    display=self.nmoe.get_key_display(active.binding),
                     word=active.binding.description,
                     rank=RANKS.get(active.binding.action, 2),
                     can_act=active.enabled,
@@ -74,8 +72,7 @@ class KeyBar(Panel[tuple[Key, ...]]):
         offset = event.get_content_offset(self)
         key = None if offset is None else key_at(self.value, self.content_size.width, offset.x)
         if key is not None:
-            app = cast(App[Any], self.app)  # pyright: ignore[reportUnknownMemberType]
-            app.simulate_key(key)
+            self.nmoe.simulate_key(key)
 
 
 # Words that go first when there is no room: 3 before 2; those of 0 stay to the last.
