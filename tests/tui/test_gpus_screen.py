@@ -100,3 +100,16 @@ def test_throughput_and_other_curves_go_back_when_resumed(root):
     for series in state.curves.values():
         assert list(series.steps) == list(state.losses.steps) == list(range(10, 2201, 10))
     assert [mark.kind for mark in state.marks] == ["checkpoint", "resume", "checkpoint", "throttle"]
+
+
+@pytest.mark.parametrize("max_bytes", [700, 20_000, 1 << 20])
+def test_alert_stands_at_its_step_however_much_is_read_at_a_time(root, max_bytes):
+    race = races.healthy(root, stop=300)
+    race.train(*race.steps(600, start=300), seconds=0.01)
+    race.samples()
+    reader = runs.RunReader(race.folder)
+    while reader.read(max_bytes):
+        pass
+
+    assert [mark.step for mark in reader.state.marks] == [300, 600]
+    assert reader.state.events == runs.load(race.folder).events
