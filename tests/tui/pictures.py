@@ -10,22 +10,22 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 from textual.pilot import Pilot
 
 from bench import rows as suite
+from harness import hardware
 from harness.errors import Problem
-from harness.hardware import Detection
-from nmoe.config import Hardware
 from nmoe.paths import CodeVersion, DataRoot, RunFolder
 from tests.bench.results import a_machine, a_row
 from tests.conftest import REPO_ROOT
 from tests.tui import races
 from tests.tui import recordings as rec
 from tests.tui.boards import write_board
-from tests.tui.screen import NOW, held, screen_text, until
+from tests.tui.screen import HARDWARE, NOW, held, screen_text, until
 from tui.app import NmoeApp
 from tui.screens.setup import Request
 
@@ -46,12 +46,9 @@ STORIES = (*RUNS, "all")
 def fixed_world() -> Iterator[DataRoot]:
     """A data root named `data` in a folder of its own, one time zone, one machine, one commit."""
     zone, here = os.environ.get("TZ"), Path.cwd()
-    found = Detection(
-        hardware=Hardware(
-            gpu="B200", num_gpus=8, capability="10.0", memory_bytes=180 << 30, driver="580.65",
-            cpu="Some CPU", cores=96,
-        )
-    )  # fmt: skip
+    found = hardware.detect(fake=HARDWARE / "b200x8.json")
+    machine = replace(found.hardware, cpu="Some CPU", cores=96, is_fake=False)
+    found = replace(found, hardware=machine)
     problems = (
         Problem(what="fp8 experts are not built yet", fix="Run: n speedrun super --dtype bf16"),
         Problem(what="only 12 GB are free", fix="Free 40 GB below data.", exit_code=0),
@@ -61,6 +58,7 @@ def fixed_world() -> Iterator[DataRoot]:
         tempfile.TemporaryDirectory() as folder,
         patch("harness.hardware.detect", lambda **_: found),
         patch("harness.preflight.problems", lambda *_: problems),
+        patch("platform.python_version", lambda: "3.12.0"),
         patch("harness.plan.code_version", lambda: version),
     ):
         os.chdir(folder)

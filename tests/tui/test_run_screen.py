@@ -381,3 +381,17 @@ def test_problem_is_a_banner_when_the_run_cannot_be_read(root):
     drive(root, steps, run=folder, size=(100, 30))
 
     assert "expected 1" in " ".join(texts[0].split())
+
+
+def test_brackets_change_the_metric_and_keep_marks(root):
+    folder = resumed(root)
+    keys = "right_square_bracket"
+    throughput = look(root, run=folder, size=(100, 30), keys=(keys,))
+    rate = look(root, run=folder, size=(100, 30), keys=("left_square_bracket",))
+    again = look(root, run=folder, size=(100, 30), keys=(keys,) * 5)
+
+    assert "─ throughput, tok/s" in throughput
+    assert "↻ resume" in throughput
+    assert "46.545K" in throughput or "46.5" in throughput
+    assert "─ learning rate" in rate
+    assert "─ loss " in again

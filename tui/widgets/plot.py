@@ -72,7 +72,8 @@ def draw_chart(
     view = _settled(chart, view or View())
     laid = _lay_out(chart, view, width, height, charset)
     if laid is None:
-        return _message(chart.empty, width, height)
+        is_small = (width < MIN_WIDTH or height < MIN_HEIGHT) and len(chart.curve)
+        return _message("no room" if is_small else chart.empty, width, height)
     frame, ticks = laid
     columns = _columns(chart, view, frame)
     canvas = Canvas(frame.w, frame.h)
