@@ -286,8 +286,8 @@ def test_resize_storm_down_to_one_column_keeps_the_screen(root):
 
     async def steps(app, pilot):
         await until(pilot, lambda: app.view is not None, "the run")
-        sizes = [(1, 1), (2, 40), (59, 24), (80, 15), (240, 67), (1, 50), (200, 1), (12, 3)]
-        for key in ("1", "6", "0", "question_mark", "ctrl+c"):
+        sizes = [(1, 1), (2, 40), (59, 24), (240, 67), (200, 1), (12, 3)]
+        for key in (*"123456780", "question_mark", "ctrl+c"):
             await pilot.press(key)
             for size in sizes:
                 await pilot.resize_terminal(*size)
