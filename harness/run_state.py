@@ -55,7 +55,11 @@ class Mark(NamedTuple):
     """What happened after a step and belongs on its curves."""
 
     step: int
-    kind: Literal["resume", "checkpoint"]
+    kind: Literal["resume", "checkpoint", "throttle"]
+
+
+# Fields of step events that are kept as curves beside the loss.
+CURVES = ("tok_s", "ms", "grad_norm", "lr")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,7 @@ class RunState:
     best_val: float | None = None
     target: float | None = None
     losses: Series = field(default_factory=Series)
+    curves: Mapping[str, Series] = field(default_factory=dict[str, Series])
     vals: Series = field(default_factory=Series)
     val_events: tuple[ev.ValEvent, ...] = ()
     router: ev.RouterEvent | None = None
@@ -239,6 +244,7 @@ def _resume(state: RunState, step: int) -> dict[str, Any]:
     return {
         "step": step,
         "losses": losses,
+        "curves": {name: series.until(step) for name, series in state.curves.items()},
         "tokens": _tokens_at(state, step),
         "loss": last.value if last else None,
         "train_s": last.train_s if last else 0.0,
@@ -268,6 +274,12 @@ def _fold_step(state: RunState, event: ev.StepEvent, attempt: int) -> dict[str, 
         "losses": state.losses.until(event.step - 1).append(point),
         "core_tasks": (),
         "core": None,
+    }
+    changes["curves"] = {
+        name: state.curves.get(name, Series())
+        .until(event.step - 1)
+        .append(point._replace(value=getattr(event, name)))
+        for name in CURVES
     }
     for name in ("step", "tokens", "loss", "lr", "grad_norm", "ms", "tok_s", "mfu"):
         changes[name] = getattr(event, name)
@@ -336,7 +348,10 @@ def _fold_checkpoint(state: RunState, event: ev.CheckpointEvent, _: int) -> dict
 
 
 def _fold_alert(state: RunState, event: ev.AlertEvent, _: int) -> dict[str, Any]:
-    return {"alerts": (*state.alerts[1 - MAX_ALERTS :], event)}
+    changes: dict[str, Any] = {"alerts": (*state.alerts[1 - MAX_ALERTS :], event)}
+    if event.code.startswith("gpu"):
+        changes["marks"] = (*state.marks, Mark(state.step, "throttle"))[-MAX_MARKS:]
+    return changes
 
 
 def _keep(name: str) -> Callable[[RunState, Any, int], dict[str, Any]]:

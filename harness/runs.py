@@ -4,6 +4,7 @@ import fcntl
 import heapq
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,13 +41,15 @@ class Tail:
     """Reads a file of events as it grows: whole lines once each, in order.
 
     A line without its newline waits for it. `bad_lines` counts what could not be read; `restarts`
-    counts how often the file was replaced or cut, after which reading began anew.
+    counts how often the file was replaced or cut, after which reading began anew; `is_behind` says
+    that the last read left something.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.bad_lines = 0
         self.restarts = 0
+        self.is_behind = False
         self._inode: int | None = None
         self._offset = 0
         self._seq = -1
@@ -89,6 +92,7 @@ class Tail:
             data += chunk
             if b"\n" in chunk:
                 break
+        self.is_behind = self._offset + len(data) < info.st_size
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         return whole.split(b"\n")[:-1]
@@ -126,15 +130,27 @@ class RunReader:
         self.folder = folder
         self.state = RunState.of(folder.run_id)
         self._tails = self._open()
+        self._kept: list[list[Record]] = [[] for _ in self._tails]
 
     def read(self, max_bytes: int = READ_BYTES) -> list[Record]:
-        """New records of all files in time order, already applied; at most so much of each file."""
+        """New records of all files in time order, already applied; at most so much of each file.
+
+        What one file says is kept back until the others are read up to that time.
+        """
         if self.state.plan is None:
             self._read_plan()
-        batches = [tail.read(max_bytes) for tail in self._tails]
+        batches = [
+            kept or _some(tail, max_bytes)
+            for kept, tail in zip(self._kept, self._tails, strict=True)
+        ]
         if sum(tail.restarts for tail in self._tails):
             return self._read_again(max_bytes)
-        records = list(_merge(batches))
+        keyed = [list(_keyed(batch)) for batch in batches]
+        behind = [keys for keys, tail in zip(keyed, self._tails, strict=True) if tail.is_behind]
+        until = min((keys[-1][0] for keys in behind if keys), default=(sys.maxsize, 0.0))
+        self._kept = [[record for key, record in keys if key > until] for keys in keyed]
+        due = [[record for key, record in keys if key <= until] for keys in keyed]
+        records = list(_merge(due))
         state = self.state
         for record in records:
             state = state.apply(record)
@@ -150,6 +166,7 @@ class RunReader:
     def _read_again(self, max_bytes: int) -> list[Record]:
         """A file was replaced: what it said before no longer holds."""
         self._tails = self._open()
+        self._kept = [[] for _ in self._tails]
         self.state = RunState.of(self.folder.run_id, self.state.plan)
         return self.read(max_bytes)
 
@@ -356,6 +373,14 @@ def _last_records(path: Path) -> list[Record]:
     tail = Tail(path)
     tail.skip_to_end(LIST_BYTES)
     return tail.read()
+
+
+def _some(tail: Tail, max_bytes: int) -> list[Record]:
+    """The next records of a file; none only when it has no more for now."""
+    records = tail.read(max_bytes)
+    while tail.is_behind and not records:
+        records = tail.read(max_bytes)
+    return records
 
 
 def _merge(batches: list[list[Record]]) -> Iterator[Record]:

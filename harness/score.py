@@ -165,7 +165,7 @@ def compute(folder: RunFolder, root: DataRoot) -> Score:
     is_official = has_official_bundle and _is_official(plan, result, state.val)
     return Score(
         result=result,
-        cohort=_cohort(plan, result, is_official=is_official),
+        cohort=_cohort(plan, result.val_data, is_official=is_official),
         is_official=is_official,
         doubts=tuple(doubts),
     )
@@ -311,20 +311,26 @@ def _core_errors(state: runs.RunState) -> Iterator[str]:
         yield f"CORE: got {state.core.score}, the tasks give {mean}"
 
 
-def _cohort(plan: Plan, result: Result, *, is_official: bool) -> Cohort:
+def plan_cohort(plan: Plan, root: DataRoot) -> Cohort:
+    """The cohort that a run of this plan belongs to if it keeps to the rules."""
+    val = _manifest(root.dataset(plan.data.data_path) / "val")
+    return _cohort(plan, digest(val) if val else None, is_official=True)
+
+
+def _cohort(plan: Plan, val_data: str | None, *, is_official: bool) -> Cohort:
     # A task that is not official has no rules to break, only its own validation.
-    follows = is_official or result.task not in _OFFICIAL
-    cut = (result.val_data, plan.validation.windows, plan.train.seq_len, plan.validation.every)
+    follows = is_official or plan.data.task not in _OFFICIAL
+    cut = (val_data, plan.validation.windows, plan.train.seq_len, plan.validation.every)
     python = plan.versions.get("python") or platform.python_version()
     return Cohort(
-        task=result.task,
+        task=plan.data.task,
         rules=RULES if follows else CUSTOM,
-        target=result.target,
+        target=plan.target.target_loss,
         validation=hashlib.sha256(json.dumps(cut).encode()).hexdigest()[:16],
         machine=_machine(plan),
         devices=plan.world if plan.device == "cuda" else plan.hardware.cores,
-        dtype=result.dtype,
-        python=python if result.task == "pocket" else None,
+        dtype=plan.dtype,
+        python=python if plan.data.task == "pocket" else None,
     )
 
 

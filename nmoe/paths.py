@@ -67,6 +67,11 @@ class DataRoot:
         """Folder of rendered and encoded CORE tasks; it may be deleted at any time."""
         return self.path / "cache" / "core"
 
+    @property
+    def exports(self) -> Path:
+        """Folder of what a screen was asked to write."""
+        return self.path / "exports"
+
     def tokenizer(self, file_name: str) -> Path:
         """A vocabulary that was put there by hand."""
         return self.path / "tokenizers" / file_name

@@ -1,37 +1,69 @@
 """The app: screens by digit, one feed for the run that is watched, and the few acts on a run."""
 
 import asyncio
+import gc
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from textual.app import App
+from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
+from textual.command import CommandPalette
 from textual.screen import Screen
 
-from harness import launch, runs
+from harness import best, runs
+from harness.benchmarks import RESULTS
+from harness.best import Best
+from harness.leaderboard import REPO_BOARD
 from nmoe.paths import DataRoot, RunFolder
 from tui.feed import Failure, Feed, FeedFailed, RunChanged, RunView, Success, attempt
+from tui.remote import RemoteControl
 from tui.screens.ask import Ask, Choice
 from tui.screens.board import BoardScreen
-from tui.screens.help import HelpScreen
+from tui.screens.core import CoreScreen
+from tui.screens.experts import ExpertsScreen
+from tui.screens.gpus import GpusScreen
+from tui.screens.help import HelpScreen, declared
+from tui.screens.kernels import KernelsScreen
+from tui.screens.logs import LogsScreen
+from tui.screens.named import NamedScreen, WatchScreen
 from tui.screens.run import RunScreen
-from tui.screens.setup import Launch, Request, SetupScreen
-from tui.widgets.chart import LineChart
+from tui.screens.runs import Attach, Marked, RunsScreen
+from tui.screens.setup import Request, SetupScreen
+from tui.screens.sheet import FORMATS, fits_clipboard, save
 
 REMOTE = ("SSH_CONNECTION", "SSH_TTY")
-STOPPED_BY = "the screen"
+FORMAT_WORDS = {
+    "csv": "csv: the table, for a spreadsheet",
+    "json": "json: the table, for a program",
+    "svg": "svg: the screen as a picture",
+    "txt": "txt: the panels as text",
+}
 
 
-class NmoeApp(App[None]):
+# Key, name, word in the bar, what it shows.
+SCREENS = (
+    ("1", "run", "run", "the run: loss, numbers, CORE, log"),
+    ("2", "experts", "experts", "loads of the experts, layer by layer"),
+    ("3", "gpus", "gpus", "every GPU, the throughput and what held it back"),
+    ("4", "core", "core", "CORE, task by task, beside the record"),
+    ("5", "runs", "runs", "all runs: filter, mark, compare, watch"),
+    ("6", "board", "board", "the scoreboards, a cohort at a time"),
+    ("7", "kernels", "kernels", "rows of the bench suite, what is slower than before"),
+    ("8", "logs", "logs", "events and what every process printed"),
+    ("0", "setup", "start", "this machine, the plan, launch"),
+)
+
+
+class NmoeApp(RemoteControl):
     """A viewer and remote control: leaving it, or losing it, changes nothing for the run."""
 
     TITLE = "nmoe"
     CSS_PATH = Path(__file__).with_name("app.tcss")
-    ENABLE_COMMAND_PALETTE = False
     HORIZONTAL_BREAKPOINTS = [
         (0, "-thin"),
         (60, "-narrow"),
@@ -45,13 +77,14 @@ class NmoeApp(App[None]):
         (45, "-tall"),
     ]
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("1", "go('run')", "run", tooltip="the run: loss, numbers, CORE, log"),
-        Binding("6", "go('board')", "board", tooltip="the scoreboards, a cohort at a time"),
-        Binding("0", "go('setup')", "start", tooltip="this machine, the plan, launch"),
+        *(Binding(key, f"go('{name}')", word, tooltip=tip) for key, name, word, tip in SCREENS),
         Binding("space", "freeze", "freeze", tooltip="hold the view still; the run goes on"),
         Binding("S", "stop_run", "stop", tooltip="save a checkpoint and end the run"),
+        Binding("R", "resume_run", "resume", show=False, tooltip="go on with a run that is over"),
         Binding("q", "detach", "detach", tooltip="leave; the run goes on"),
         Binding("question_mark", "help", "help", key_display="?", tooltip="keys and states"),
+        Binding("y", "copy", "copy", show=False, tooltip="copy the panel in focus as text"),
+        Binding("e", "export", "export", show=False, tooltip="export as csv, json, svg or txt"),
         Binding("ctrl+c", "leave", "leave", show=False, priority=True, tooltip="how to leave"),
         Binding("ctrl+q", "detach", "detach", show=False, priority=True, tooltip="leave"),
     ]
@@ -65,6 +98,7 @@ class NmoeApp(App[None]):
         is_readonly: bool = False,
         is_ascii: bool = False,
         repo_board: Path | None = None,
+        bench_results: Path = RESULTS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
@@ -76,12 +110,23 @@ class NmoeApp(App[None]):
         self.run_folder = run
         self.is_readonly = is_readonly
         self.view: RunView | None = None
+        self.held: RunView | None = None
+        self.best: Best | None = None
+        self._repo_board = repo_board or REPO_BOARD
+        self._sought: RunFolder | None = None
         self.problem = ""
         self._feed: Feed | None = None
         self._setup = SetupScreen(root, request or Request(), is_readonly=is_readonly)
-        self._named: dict[str, Screen[None]] = {
-            "run": RunScreen(),
-            "board": BoardScreen(root, repo_board=repo_board),
+        self._race = RunScreen()
+        self._named: dict[str, NamedScreen] = {
+            "run": self._race,
+            "experts": ExpertsScreen(root),
+            "gpus": GpusScreen(),
+            "core": CoreScreen(),
+            "runs": RunsScreen(root, clock=clock),
+            "board": BoardScreen(root, repo_board=self._repo_board),
+            "kernels": KernelsScreen(bench_results),
+            "logs": LogsScreen(root),
             "setup": self._setup,
         }
 
@@ -89,6 +134,10 @@ class NmoeApp(App[None]):
         self._leave_on_signals()
         for name, screen in self._named.items():
             self.install_screen(screen, name)  # pyright: ignore[reportUnknownMemberType]
+        if not self.is_headless:
+            # What is there now lives as long as the program: looking through it for garbage
+            # holds keys up for a tenth of a second at a time.
+            self.call_after_refresh(gc.freeze)
         if self.run_folder is not None:
             self.attach(self.run_folder)
         else:
@@ -102,19 +151,50 @@ class NmoeApp(App[None]):
         """Watch a run and show it."""
         if self._feed is not None:
             self._feed.stop()
-        self.run_folder, self.view = folder, None
+        self.run_folder, self.view, self.held, self.best = folder, None, None, None
         self._feed = Feed(folder, self.post_message, clock=self._clock)
-        self._feed.start()
         self.action_go("run")
+        # The screen is there before the run is read, however long that takes.
+        self.call_after_refresh(self._feed.start)
+
+    def launch_failed(self) -> None:
+        self._setup.launch_failed()
+
+    def on_attach(self, message: Attach) -> None:
+        self.attach(message.folder)
+
+    def on_marked(self, message: Marked) -> None:
+        """Draw the marked runs over the one that is watched."""
+        self._race.others = message.others
 
     def on_run_changed(self, message: RunChanged) -> None:
         if self._feed is None or message.view.state.run_id != self._feed.folder.run_id:
             return
         was_alive = self.view is not None and self.view.is_alive
         self.view = message.view
+        self._seek_best()
         self._show_view()
         if was_alive != message.view.is_alive:
             self.refresh_bindings()
+
+    def _seek_best(self) -> None:
+        """Look once for the run to race against, off the screen's thread."""
+        folder, plan = self.run_folder, self.view.state.plan if self.view else None
+        if folder is None or plan is None or folder == self._sought:
+            return
+        self._sought = folder
+
+        def work() -> None:
+            found = attempt(lambda: best.find(plan, self.root, repo_board=self._repo_board))
+            if isinstance(found, Success):
+                self.call_from_thread(self._best_found, folder, found.value)
+
+        self.run_worker(work, thread=True, exclusive=True, group="best", exit_on_error=False)
+
+    def _best_found(self, folder: RunFolder, found: Best | None) -> None:
+        if folder == self.run_folder and found is not None:
+            self.best = found
+            self._show_view()
 
     def on_feed_failed(self, message: FeedFailed) -> None:
         self.problem = message.problem
@@ -122,31 +202,36 @@ class NmoeApp(App[None]):
 
     def _show_view(self) -> None:
         screen = self._base_screen
-        if not isinstance(screen, RunScreen):
+        if not isinstance(screen, WatchScreen):
             return
         screen.show_problem(self.problem)
         if self.view is not None:
-            screen.show(self.view)
+            screen.show(self.view, held=self.held, best=self.best)
 
     @property
-    def _base_screen(self) -> Screen[object] | None:
+    def _base_screen(self) -> NamedScreen | None:
         """The named screen under any question."""
         for screen in reversed(self.screen_stack):
-            if any(screen is named for named in self._named.values()):
+            if isinstance(screen, NamedScreen):
                 return screen
         return None
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Whether a key acts: what cannot be done now is greyed."""
-        if action in ("go", "freeze", "stop_run", "help") and self.screen.is_modal:
+        is_asked = self.screen.is_modal and not isinstance(self.screen, CommandPalette)
+        if is_asked and action not in ("leave", "detach"):
             return False
-        if action == "stop_run":
-            return True if self._can_stop() else None
-        if action == "freeze":
-            return isinstance(self._base_screen, RunScreen)
-        if action == "go" and parameters == ("run",):
-            return None if self.run_folder is None else True
-        return True
+        match action:
+            case "stop_run":
+                return True if self.can_stop() else None
+            case "resume_run":
+                return True if self.can_resume() else None
+            case "freeze":
+                return isinstance(self._base_screen, WatchScreen)
+            case "go" if isinstance(self._named.get(str(parameters[0])), WatchScreen):
+                return None if self.run_folder is None else True
+            case _:
+                return True
 
     def action_go(self, name: str) -> None:
         """Show a screen."""
@@ -155,93 +240,68 @@ class NmoeApp(App[None]):
             self.push_screen(target)
         elif self.screen is not target:
             self.switch_screen(target)  # pyright: ignore[reportUnknownMemberType]
-        if name == "run":
+        if isinstance(target, WatchScreen):
             self.call_after_refresh(self._show_view)
 
     def action_freeze(self) -> None:
-        screen = self._base_screen
-        if isinstance(screen, RunScreen):
-            screen.toggle_freeze()
+        """Hold every screen of the run as it is now, or let go."""
+        self.held = self.view if self.held is None else None
+        self._show_view()
 
     def action_help(self) -> None:
-        bindings = [*self.BINDINGS]
-        if isinstance(self._base_screen, RunScreen):
-            bindings += LineChart.BINDINGS
-        keys = [key for key in bindings if isinstance(key, Binding) and key.tooltip]
-        self.push_screen(HelpScreen(keys))
+        self.push_screen(HelpScreen(declared(self.screen.active_bindings.values())))
 
-    def action_detach(self) -> None:
-        """Leave; the run goes on."""
-        self.exit()
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The palette: every key that says what it does."""
+        for key in declared(screen.active_bindings.values()):
+            press = partial(self.simulate_key, key.key.partition(",")[0])
+            yield SystemCommand(key.tooltip, f"key {self.get_key_display(key)}", press)
+        yield SystemCommand("change the colours", "theme", self.action_change_theme)
 
-    def action_leave(self) -> None:
-        """Ask how to leave."""
-        if isinstance(self.screen, Ask):
-            self.screen.dismiss(None)
+    def action_copy(self) -> None:
+        """Copy what is in focus: through the terminal, or into a file when that cannot be."""
+        screen = self._base_screen
+        text = "" if screen is None else screen.copied()
+        if not text.strip():
+            self.notify("nothing to copy", markup=False)
+        elif fits_clipboard(text, os.environ.get("TERM", "")):
+            self.copy_to_clipboard(text)
+            lines = len(text.splitlines())
+            self.notify(f"{lines} lines sent to the clipboard (OSC 52)", markup=False)
+        else:
+            self._save("txt", text, why="the terminal takes no such clipboard: ")
+
+    def action_export(self) -> None:
+        """Ask for a format, then write what the screen shows into the data root."""
+        screen = self._base_screen
+        if screen is not None:
+            has_table = screen.sheet() is not None
+            formats = [name for name in FORMATS if has_table or name in ("svg", "txt")]
+            choices = [Choice(name, FORMAT_WORDS[name]) for name in formats]
+            self.push_screen(Ask(f"Export into {self.root.exports}", choices), self._export)
+
+    def _export(self, answer: str | None) -> None:
+        screen = self._base_screen
+        sheet = None if screen is None else screen.sheet()
+        if screen is None or answer is None:
             return
-        choices = [Choice("cancel", "Cancel"), Choice("detach", "Detach: leave, the run goes on")]
-        if self._can_stop():
-            choices.append(Choice("stop", "Stop and save: end the run with a checkpoint"))
-        elif self.run_folder is None:
-            choices[1] = Choice("detach", "Leave")
-        self.push_screen(Ask("Leave?", choices), self._left)
+        if answer == "svg":
+            # The question is still on top of what it was asked about.
+            self.call_after_refresh(lambda: self._save("svg", self.export_screenshot()))
+        elif answer == "txt":
+            self._save("txt", screen.copied())
+        elif sheet is not None:
+            self._save(answer, sheet.csv() if answer == "csv" else sheet.json())
 
-    def _left(self, answer: str | None) -> None:
-        if answer == "stop" and not self._request_stop():
-            return
-        if answer in ("detach", "stop"):
-            self.exit()
-
-    def action_stop_run(self) -> None:
-        """Ask, then request a stop."""
-        if not self._can_stop() or self.run_folder is None:
-            self.notify("no run to stop", markup=False)
-            return
-        choices = [
-            Choice("cancel", "Cancel: the run goes on"),
-            Choice("stop", "Stop: save a checkpoint, then end"),
-        ]
-        question = f"Stop {self.run_folder.run_id}?"
-        self.push_screen(Ask(question, choices), self._stop_answered)
-
-    def _stop_answered(self, answer: str | None) -> None:
-        if answer == "stop":
-            self._request_stop()
-
-    def _can_stop(self) -> bool:
-        return bool(self.view and self.view.is_alive) and not self.is_readonly
-
-    def _request_stop(self) -> bool:
-        folder = self.run_folder
-        if folder is None:
-            return False
-        outcome = attempt(lambda: launch.request_stop(folder, STOPPED_BY))
+    def _save(self, suffix: str, text: str, *, why: str = "") -> None:
+        screen = self._base_screen
+        run = self.run_folder if isinstance(screen, WatchScreen) else None
+        stem = "-".join(filter(None, (run and run.run_id, screen and screen.NAME)))
+        outcome = attempt(lambda: save(self.root.exports, stem, suffix, text))
         if isinstance(outcome, Failure):
-            self._complain(outcome)
-            return False
-        self.notify("stop requested: a checkpoint comes first", markup=False)
-        return True
-
-    def on_launch(self, message: Launch) -> None:
-        """Start a run and watch it; the work happens off the screen's thread."""
-        plan = message.plan
-
-        def work() -> None:
-            outcome = attempt(lambda: launch.start(plan, self.root))
-            self.call_from_thread(self._launched, outcome)
-
-        self.run_worker(work, thread=True, exclusive=True, group="launch", exit_on_error=False)
-
-    def _launched(self, outcome: Success[RunFolder] | Failure) -> None:
-        if isinstance(outcome, Failure):
-            self._complain(outcome)
-            self._setup.launch_failed()
-            return
-        self.attach(outcome.value)
-
-    def _complain(self, failure: Failure) -> None:
-        text = f"{failure.problem}. {failure.fix}" if failure.fix else failure.problem
-        self.notify(text, severity="error", timeout=10, markup=False)
+            self.complain(outcome)
+        else:
+            self.notify(f"{why}written to {outcome.value}", timeout=8, markup=False)
 
     def _leave_on_signals(self) -> None:
         """SIGTERM and SIGHUP end the app in order, so that the terminal is restored."""

@@ -83,6 +83,32 @@ def look(
     return seen[0]
 
 
+def see(
+    root: DataRoot,
+    run: RunFolder,
+    *keys: str,
+    until_text: str = "",
+    size: tuple[int, int] = (80, 24),
+    **options: Any,
+) -> str:
+    """The screen after the keys, once it shows a text; the key "wait" is for what threads read."""
+    seen: list[str] = []
+
+    async def steps(app: NmoeApp, pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: app.view is not None, "the run")
+        for key in keys:
+            if key == "wait":  # for what a thread reads
+                await app.workers.wait_for_complete()
+                await pilot.pause()
+            else:
+                await pilot.press(key)
+        await until(pilot, lambda: until_text in screen_text(app), repr(until_text))
+        seen.append(screen_text(app))
+
+    drive(root, steps, run=run, size=size, **options)
+    return seen[0]
+
+
 def look_at_setup(root: DataRoot, request: Request, *, size: tuple[int, int] = (80, 24)) -> str:
     """The start screen as text once the plan was made or refused."""
     seen: list[str] = []

@@ -471,3 +471,45 @@ def test_dots_become_the_braille_characters_of_the_standard():
 
     assert chr(characters(dots, "braille")[0][0, 0]) == "⢁"
     assert chr(characters(dots, "block")[0][0, 0]) == "▘"
+
+
+def test_overlays_are_drawn_named_and_read_by_the_cursor():
+    step = np.arange(1.0, 101.0)
+    first, other = Curve.of(step * 0 + 1.0), Curve.of(step * 0 + 3.0)
+    value = Chart(curve=first, overlays=(figure.Overlay(name="other", curve=other),))
+    rows = draw_chart(value, 60, 12)
+    roles = {role for row in rows for text, role in row if text.strip()}
+
+    assert "accent" in roles
+    assert "a ─── other" in plain(figure.legend(value, 60))
+    read = plain(figure.readout(value, View(cursor=50.0), 60))
+    assert "1.000" in read
+    assert "other 3.000" in read
+
+
+def test_overlays_alone_are_a_chart_and_widen_the_axis():
+    value = Chart(overlays=(figure.Overlay(name="other", curve=Curve.of([2.0] * 500)),))
+
+    assert any("┤" in plain(row) for row in draw_chart(value, 60, 12))
+    assert figure.extent(value, View()) == (0.0, 499.0)
+
+
+def test_overlays_are_letters_in_ascii_and_told_apart_by_dashes():
+    curves = [Curve.of(np.full(300, float(level))) for level in range(6)]
+    value = Chart(
+        curve=Curve.of(np.full(300, 7.0)),
+        overlays=tuple(
+            figure.Overlay(name=str(at), curve=curve) for at, curve in enumerate(curves)
+        ),
+    )
+    text = "\n".join(plain(row) for row in draw_chart(value, 80, 24, charset="ascii"))
+
+    assert set("abcdef") <= set(text)
+    assert len({(dash.on, dash.off) for dash in figure.DASHES}) == len(figure.DASHES)
+
+
+def test_chart_without_room_says_so_and_an_empty_one_what_is_missing():
+    full = Chart(curve=Curve.of([1.0, 2.0]))
+
+    assert "no room" in plain(draw_chart(full, 40, 2)[0])
+    assert "no loss yet" in plain(draw_chart(Chart(), 40, 2)[0])

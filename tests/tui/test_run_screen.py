@@ -286,8 +286,8 @@ def test_resize_storm_down_to_one_column_keeps_the_screen(root):
 
     async def steps(app, pilot):
         await until(pilot, lambda: app.view is not None, "the run")
-        sizes = [(1, 1), (2, 40), (59, 24), (80, 15), (240, 67), (1, 50), (200, 1), (12, 3)]
-        for key in ("1", "6", "0", "question_mark", "ctrl+c"):
+        sizes = [(1, 1), (2, 40), (59, 24), (240, 67), (200, 1), (12, 3)]
+        for key in (*"123456780", "question_mark", "ctrl+c"):
             await pilot.press(key)
             for size in sizes:
                 await pilot.resize_terminal(*size)
@@ -381,3 +381,17 @@ def test_problem_is_a_banner_when_the_run_cannot_be_read(root):
     drive(root, steps, run=folder, size=(100, 30))
 
     assert "expected 1" in " ".join(texts[0].split())
+
+
+def test_brackets_change_the_metric_and_keep_marks(root):
+    folder = resumed(root)
+    keys = "right_square_bracket"
+    throughput = look(root, run=folder, size=(100, 30), keys=(keys,))
+    rate = look(root, run=folder, size=(100, 30), keys=("left_square_bracket",))
+    again = look(root, run=folder, size=(100, 30), keys=(keys,) * 5)
+
+    assert "─ throughput, tok/s" in throughput
+    assert "↻ resume" in throughput
+    assert "46.545K" in throughput or "46.5" in throughput
+    assert "─ learning rate" in rate
+    assert "─ loss " in again

@@ -1,71 +1,16 @@
 """The program in a real pseudo-terminal: signals, leaving, and what happens without one."""
 
 import os
-import pty
-import select
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tests.conftest import REPO_ROOT
 from tests.tui import recordings as rec
 from tests.tui.screen import held
-
-PATIENCE_S = 20.0
-
-
-class Terminal:
-    """A child on a pty of its own; everything it writes is kept in `output`."""
-
-    def __init__(self, *args):
-        self.output = b""
-        self.master, slave = pty.openpty()
-        environ = os.environ | {"TERM": "xterm-256color", "LINES": "24", "COLUMNS": "80"}
-        self.child = subprocess.Popen(
-            [sys.executable, "-m", "tui", *args],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            cwd=REPO_ROOT,
-            env=environ,
-            start_new_session=True,
-        )
-        os.close(slave)
-
-    def read_until(self, *wanted):
-        deadline = time.monotonic() + PATIENCE_S
-        while not all(each in self.output for each in wanted):
-            assert time.monotonic() < deadline, self.output[-2000:]
-            self._read(0.2)
-        return self.output
-
-    def read_to_end(self):
-        deadline = time.monotonic() + PATIENCE_S
-        while self.child.poll() is None:
-            assert time.monotonic() < deadline, self.output[-2000:]
-            self._read(0.1)
-        while self._read(0.1):
-            pass
-        return self.output
-
-    def _read(self, timeout):
-        if not select.select([self.master], [], [], timeout)[0]:
-            return False
-        try:
-            chunk = os.read(self.master, 65536)
-        except OSError:  # the last writer closed its side
-            return False
-        self.output += chunk
-        return bool(chunk)
-
-    def close(self):
-        if self.child.poll() is None:
-            self.child.kill()
-        self.child.wait()
-        os.close(self.master)
+from tests.tui.terminal import PATIENCE_S, Terminal
 
 
 @pytest.fixture

@@ -6,14 +6,13 @@ from pathlib import Path
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.message import Message
-from textual.screen import Screen
-from textual.widgets import Footer
 
 from harness import format as fmt
 from harness import leaderboard
-from harness.leaderboard import PUBLISHED_MARK, REPO_BOARD, Board, Published, Standing
+from harness.leaderboard import PUBLISHED_MARK, Board, Published, Standing
 from nmoe.paths import DataRoot
 from tui.feed import Failure, Success, attempt
+from tui.screens.named import NamedScreen
 from tui.widgets.prose import Prose
 from tui.widgets.rows import Panel, Role, Row, clean, clip
 from tui.widgets.table import Column, draw_table
@@ -64,23 +63,24 @@ class BoardsRead(Message):
         self.boards = boards
 
 
-class BoardScreen(Screen[None]):
+class BoardScreen(NamedScreen):
     """Reads the boards each time it is shown."""
 
-    def __init__(self, root: DataRoot, *, repo_board: Path | None = None) -> None:
+    NAME = "board"
+
+    def __init__(self, root: DataRoot, *, repo_board: Path) -> None:
         super().__init__()
         self._paths = (
-            ("official", repo_board or REPO_BOARD),
+            ("official", repo_board),
             ("this machine", root.board),
         )
         self._boards = Boards((), classes="tall")
 
-    def compose(self) -> ComposeResult:
+    def panels(self) -> ComposeResult:
         yield Prose((((" board: needs 60 x 16 cells", "dim"),),), id="small")
         with VerticalScroll(id="boards") as scroll:
             scroll.border_title = "scoreboards"
             yield self._boards
-        yield Footer(show_command_palette=False)
 
     def on_screen_resume(self) -> None:
         self.run_worker(self._read, thread=True, exclusive=True, exit_on_error=False)

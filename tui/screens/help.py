@@ -1,10 +1,10 @@
 """Keys and states, written from their declarations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import ActiveBinding, Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 
@@ -50,3 +50,9 @@ def help_rows(keys: Sequence[Binding]) -> list[Row]:
         for sign in SIGNS.values()
     )
     return rows
+
+
+def declared(active: Iterable[ActiveBinding]) -> list[Binding]:
+    """The bindings that say what they do, those of what is in focus first, each key once."""
+    keys = [each.binding for each in active if each.binding.tooltip]
+    return list({(key.action, key.tooltip): key for key in keys}.values())

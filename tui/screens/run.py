@@ -1,14 +1,17 @@
 """The run screen: everything about one run, from preparation to its result."""
 
+from typing import ClassVar
+
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.containers import Container
-from textual.screen import Screen
-from textual.widgets import Footer
 
 from tui.feed import RunView
-from tui.screens import summary
-from tui.screens.curves import CurveOf
+from tui.screens import charts, devices, summary
+from tui.screens.charts import LOSS, METRICS, Other, RunCharts
+from tui.screens.named import WatchScreen
 from tui.screens.report import report
+from tui.screens.sheet import Sheet
 from tui.widgets.chart import LineChart
 from tui.widgets.core import Core, CoreTable
 from tui.widgets.figure import Chart
@@ -17,28 +20,41 @@ from tui.widgets.logs import LogTail
 from tui.widgets.numbers import Numbers
 from tui.widgets.progress import Progress, ProgressBars
 from tui.widgets.prose import Paragraphs
-from tui.widgets.strip import Status, StatusStrip
 
 
-class RunScreen(Screen[None]):
-    """Shows views as they come; frozen, only the strip moves."""
+class RunScreen(WatchScreen):
+    """Everything about one run at a glance; the other screens have the details."""
+
+    NAME = "run"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "left_square_bracket",
+            "metric(-1)",
+            "",
+            show=False,
+            key_display="[ ]",
+            tooltip="chart: loss, throughput, step time, gradient norm, learning rate",
+        ),
+        Binding("right_square_bracket", "metric(1)", "", show=False),
+        Binding("v", "overlay", "", show=False, tooltip="chart: the marked runs over it, or not"),
+    ]
 
     def __init__(self) -> None:
         super().__init__()
-        self._strip = StatusStrip(Status(), id="strip")
-        self._banner = Paragraphs((), id="banner")
         self._chart = LineChart(Chart(), id="chart")
-        self._losses = CurveOf()
+        self._charts = RunCharts()
+        self._metric = LOSS
+        self.others: tuple[Other, ...] = ()
+        self._has_others = True
+        self._view: RunView | None = None
         self._progress = ProgressBars(Progress(), id="progress")
         self._numbers = Numbers((), id="numbers")
         self._gpus = GpuTable((), id="gpus")
         self._core = CoreTable(Core(), id="core")
         self._report = Paragraphs((), id="report")
         self._log = LogTail((), id="log")
-        self._view: RunView | None = None
-        self._frozen_at: int | None = None
 
-    def compose(self) -> ComposeResult:
+    def panels(self) -> ComposeResult:
         for panel, title in (
             (self._progress, "prepare"),
             (self._numbers, "numbers"),
@@ -48,8 +64,6 @@ class RunScreen(Screen[None]):
             (self._log, "log"),
         ):
             panel.border_title = title
-        yield self._strip
-        yield self._banner
         with Container(id="body"):
             with Container(id="plot"):
                 yield self._chart
@@ -60,41 +74,54 @@ class RunScreen(Screen[None]):
                 yield self._report
                 yield self._core
         yield self._log
-        yield Footer(show_command_palette=False)
 
-    @property
-    def is_frozen(self) -> bool:
-        return self._frozen_at is not None
-
-    def show(self, view: RunView) -> None:
-        """Show a new view; while frozen only the strip takes it."""
-        self._view = view
-        self._strip.show(summary.strip(view, frozen_at=self._frozen_at))
-        if self.is_frozen:
-            return
+    def fill(self, view: RunView) -> None:
         self.set_class(not summary.has_chart(view), "-preparing")
         self.set_class(summary.has_core(view), "-core")
         paragraphs = report(view)
         self.set_class(bool(paragraphs), "-report")
         self.set_class(view.status == "done", "-done")
         self._report.show(paragraphs)
-        self._chart.show(summary.chart(view, self._losses))
+        self._view = view
+        self._draw_chart()
         self._progress.show(summary.progress(view))
         self._numbers.show(summary.numbers(view))
-        gpus = summary.gpus(view)
+        gpus = devices.gpus(view)
         self.set_class(bool(gpus), "-gpus")
         self._gpus.show(gpus)
         self._core.show(summary.core(view))
         self._log.show(view.state.lines)
 
-    def show_problem(self, problem: str) -> None:
-        """A line under the strip; an empty one takes it away."""
-        self.set_class(bool(problem), "-problem")
-        self._banner.show(((problem, "bad"),) if problem else ())
-
-    def toggle_freeze(self) -> None:
-        """Hold everything but the strip still, or let go."""
-        events = self._view.state.events if self._view else 0
-        self._frozen_at = None if self.is_frozen else events
+    def _draw_chart(self) -> None:
         if self._view is not None:
-            self.show(self._view)
+            self._chart.show(
+                self._charts.chart(
+                    self._view,
+                    self._metric,
+                    best=self._ghost(),
+                    others=self.others if self._has_others else (),
+                )
+            )
+
+    def _ghost(self) -> Other | None:
+        if self.best is None or self.best.state is None:
+            return None
+        return Other(name="best run", state=self.best.state)
+
+    def action_metric(self, direction: int) -> None:
+        """Another metric on the same axes."""
+        at = METRICS.index(self._metric) + direction
+        self._metric = METRICS[at % len(METRICS)]
+        self._draw_chart()
+
+    def action_overlay(self) -> None:
+        """Show or hide the runs that are marked on the screen of runs."""
+        if not self.others:
+            self.notify("no other run is marked: 5 shows the runs, m marks one", markup=False)
+        self._has_others = not self._has_others
+        self._draw_chart()
+
+    def sheet(self) -> Sheet | None:
+        if self._view is None or not self._view.state.losses.length:
+            return None
+        return charts.sheet(self._view.state)

@@ -9,8 +9,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container, VerticalScroll
 from textual.content import Content
 from textual.message import Message
-from textual.screen import Screen
-from textual.widgets import Footer, OptionList
+from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from harness import hardware, plan, preflight
@@ -20,6 +19,7 @@ from nmoe.config import Dtype, Plan
 from nmoe.paths import DataRoot
 from tui.feed import Failure, attempt
 from tui.screens import proposal
+from tui.screens.named import NamedScreen
 from tui.widgets.numbers import Numbers
 from tui.widgets.prose import Paragraphs, Prose
 
@@ -111,8 +111,10 @@ class Presets(OptionList):
     ]
 
 
-class SetupScreen(Screen[None]):
+class SetupScreen(NamedScreen):
     """Presets, the plan of the marked one beside them, problems below; enter launches."""
+
+    NAME = "start"
 
     def __init__(self, root: DataRoot, request: Request, *, is_readonly: bool = False) -> None:
         super().__init__()
@@ -132,7 +134,7 @@ class SetupScreen(Screen[None]):
             id="presets",
         )
 
-    def compose(self) -> ComposeResult:
+    def panels(self) -> ComposeResult:
         self._machine.border_title = "this machine"
         self._presets.border_title = "preset"
         # A list of automatic height cannot be measured in a terminal of one column.
@@ -148,7 +150,6 @@ class SetupScreen(Screen[None]):
         with VerticalScroll(id="blockers") as blockers:
             blockers.border_title = "before the start"
             yield self._problems
-        yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
         wanted = self._request.preset

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from harness import format as fmt
+from harness.best import Best, ahead_s
 from harness.runs import RunState
 from nmoe.config import Plan
 from tui.feed import RunView
@@ -12,7 +13,6 @@ from tui.screens.curves import CurveOf
 from tui.widgets.core import Core, Task
 from tui.widgets.figure import Chart, EventMark
 from tui.widgets.forecast import Forecast, forecast
-from tui.widgets.gpus import Gpu
 from tui.widgets.numbers import Number
 from tui.widgets.progress import Job, Progress
 from tui.widgets.rows import Role, Row, clean
@@ -36,8 +36,11 @@ def hardware(plan: Plan) -> str:
     return f"{ranks}CPU, {plan.hardware.cores} cores"
 
 
-def strip(view: RunView, *, frozen_at: int | None = None) -> Status:
-    """State, facts, clock and progress; `frozen_at` is the event count when the view was frozen."""
+def strip(view: RunView, *, frozen_at: int | None = None, best: Best | None = None) -> Status:
+    """State, facts, clock and progress, against the best run of the cohort.
+
+    `frozen_at` is the event count when the view was frozen.
+    """
     state, plan = view.state, view.state.plan
     facts = [clean(state.run_id)]
     if plan is not None:
@@ -53,7 +56,7 @@ def strip(view: RunView, *, frozen_at: int | None = None) -> Status:
         note=clean(_note(view)),
         facts=tuple(facts),
         clock=f"{fmt.seconds(state.train_s)} train" if state.losses.length else _waited(view),
-        progress=tuple(_progress(view)),
+        progress=tuple(_progress(view, best)),
         badge=badge,
     )
 
@@ -74,7 +77,7 @@ def _waited(view: RunView) -> str:
     return fmt.seconds(max(0.0, view.now - view.state.started))
 
 
-def _progress(view: RunView) -> list[Row]:
+def _progress(view: RunView, best: Best | None) -> list[Row]:
     """Parts of the second row, most important first."""
     state = view.state
     if not state.losses.length:
@@ -95,11 +98,22 @@ def _progress(view: RunView) -> list[Row]:
     ]
     if view.status in ("training", "validating", "stalled", "stopping"):
         parts += _forecast(state)
+    parts += _against(state, best)
     parts.append(((fmt.rate(state.tok_s), "text"),))
     if state.mfu is not None:
         parts.append(((fmt.percent(state.mfu), "text"), (" MFU", "dim")))
     parts.append((("tokens ", "dim"), (fmt.tokens(state.tokens), "text")))
     return parts
+
+
+def _against(state: RunState, best: Best | None) -> list[Row]:
+    """Seconds of training to the last validation loss, less than the best run took or more."""
+    seconds = None if best is None else ahead_s(state, best)
+    if seconds is None:
+        return []
+    role: Role = "good" if seconds > 0 else "warn"
+    sign = "-" if seconds > 0 else "+"
+    return [((f"{sign}{fmt.seconds(abs(seconds))}", role), (" vs best", "dim"))]
 
 
 def _preparation(view: RunView) -> list[Row]:
@@ -213,25 +227,6 @@ def _router(state: RunState) -> list[Number]:
             role=dead_role,
         ),
     ]
-
-
-def gpus(view: RunView) -> tuple[Gpu, ...]:
-    """The newest sample of every GPU."""
-    return tuple(
-        Gpu(
-            index=gpu.index,
-            util=None if gpu.util is None else gpu.util / 100,
-            memory_used_bytes=gpu.memory_used_bytes,
-            memory_total_bytes=gpu.memory_total_bytes,
-            power_w=gpu.power_w,
-            power_limit_w=gpu.power_limit_w,
-            temperature_c=gpu.temperature_c,
-            sm_mhz=gpu.sm_mhz,
-            throttle=gpu.throttle,
-            is_lost=gpu.is_lost,
-        )
-        for gpu in view.state.gpus
-    )
 
 
 def progress(view: RunView) -> Progress:

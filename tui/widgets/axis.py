@@ -37,8 +37,9 @@ def ticks(bottom: float, top: float, wanted: int, *, factors: Sequence[float] = 
 def y_ticks(bottom: float, top: float, wanted: int) -> list[Tick]:
     """Ticks of a linear axis, with as many decimals as keep neighbours apart."""
     values = ticks(bottom, top, wanted)
-    decimals = _decimals(values)
-    return [Tick(value=value, text=_plain(value, decimals)) for value in values]
+    scale, suffix = _scale(values)
+    decimals = _decimals([value / scale for value in values])
+    return [Tick(value=value, text=_plain(value / scale, decimals) + suffix) for value in values]
 
 
 def log_ticks(bottom: float, top: float, wanted: int) -> list[Tick]:
@@ -97,6 +98,14 @@ def x_rows(axis: Axis, ticks_: Sequence[tuple[int, str]], width: int, gutter: in
         ((" " * (gutter - 1), "text"), ("└" + "".join(rule), "faint")),
         ((" " * gutter, "text"), ("".join(text), "dim")),
     ]
+
+
+def _scale(values: Sequence[float]) -> tuple[float, str]:
+    """The unit of large values: tokens a second in K or M."""
+    largest = max(map(abs, values), default=0.0)
+    units = ((1e9, "B"), (1e6, "M"), (1e4, "K"))
+    unit = next((unit for unit in units if unit[0] <= largest < 1e13), None)
+    return (1e3, "K") if unit == (1e4, "K") else unit or (1.0, "")
 
 
 def _plain(value: float, decimals: int) -> str:

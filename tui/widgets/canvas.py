@@ -5,9 +5,10 @@ Legend: w x h cells.
 
 import numpy as np
 
+from tui.widgets.ink import ROLES, Role
 from tui.widgets.pyramid import Bools
 from tui.widgets.raster import Codes
-from tui.widgets.rows import ROLES, Role, Row
+from tui.widgets.rows import Row
 
 _BLANK = ord(" ")
 

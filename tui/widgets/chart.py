@@ -11,6 +11,7 @@ from textual.binding import Binding, BindingType
 from tui.widgets import figure
 from tui.widgets.ascii import to_ascii
 from tui.widgets.figure import Chart, View
+from tui.widgets.ink import styles
 from tui.widgets.plot import cursor_at, draw_chart
 from tui.widgets.rows import Panel, Row
 
@@ -67,7 +68,7 @@ class LineChart(Panel[Chart], can_focus=True):
     def _text(self, row: Row) -> Text:
         text = Text()
         for part, role in row:
-            style = self.get_component_rich_style(f"row--{role}") if role != "text" else ""
+            style = styles(self.nmoe)[role] if role != "text" else ""
             text.append(to_ascii(part) if self.charset == "ascii" else part, style)
         return text
 

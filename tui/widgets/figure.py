@@ -1,7 +1,7 @@
 """A chart as values: what there is to draw, how it is looked at, and what it says in words."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,7 @@ _DECAY_FROM = ((3000, 0.9), (600, 0.6))
 _MAX_AHEAD = 0.5
 _MIN_SPAN = 1e-6  # of the whole axis: closer is not looked
 _MIN_STEPS = 4.0
+_MIN_STOP = 1e-100  # of an axis: parts of less are no numbers any more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,33 @@ class EventMark:
 
     step: float
     kind: EventKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlay:
+    """Another curve on the same axes, told apart by its dashes as much as by its colour."""
+
+    name: str
+    curve: Curve = field(default_factory=Curve, compare=False)
+
+
+class Dash(NamedTuple):
+    """How an overlay is drawn: its role, cells drawn and cells left out in turn."""
+
+    role: Role
+    on: int
+    off: int
+
+
+# Of the overlays in their order; there are no more of them.
+DASHES = (
+    Dash("accent", 3, 1),
+    Dash("mark", 2, 2),
+    Dash("ghost", 1, 1),
+    Dash("good", 4, 2),
+    Dash("bad", 1, 3),
+    Dash("text", 6, 1),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +80,17 @@ class Chart:
     target: float | None = None
     ghost: Curve | None = field(default=None, compare=False)
     ghost_name: str = "best run"
+    overlays: tuple[Overlay, ...] = ()
     forecast: Forecast | None = None
     events: tuple[EventMark, ...] = ()
     empty: str = "no loss yet"
+    unit: str = ""
+
+    def text(self, y: float) -> str:
+        """A value of the chart in words: nats to three decimals where they tell, else digits."""
+        if self.unit or abs(y) >= 1000:
+            return f"{fmt.tokens(y)} {self.unit}".rstrip()
+        return fmt.loss(y) if abs(y) >= 0.01 or y != y else fmt.scientific(y)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,13 +131,13 @@ def decay(chart: Chart, view: View) -> float:
 
 def extent(chart: Chart, view: View) -> tuple[float, float]:
     """The whole x axis: from 0 to the last point or mark, or to the forecast when it is near."""
-    stop = chart.curve.stop(view.axis)
+    stop = max([chart.curve.stop(view.axis), *(o.curve.stop(view.axis) for o in chart.overlays)])
     if len(chart.mark_steps):
         stop = max(stop, float(chart.curve.at(view.axis, chart.mark_steps[-1:])[0]))
     if chart.forecast is not None:
         ahead = float(chart.curve.at(view.axis, np.array([chart.forecast.step]))[0])
         stop = max(stop, min(ahead * 1.02, stop * (1 + _MAX_AHEAD)))
-    return 0.0, stop if stop > 0 else 1.0
+    return 0.0, stop if stop > _MIN_STOP else 1.0
 
 
 def window(chart: Chart, view: View) -> tuple[float, float]:
@@ -201,18 +237,22 @@ def readout(chart: Chart, view: View, width: int) -> Row:
         return ()
     smoothing = decay(chart, view)
     x, y, mean = chart.curve.nearest(view.axis, view.cursor, decay=smoothing)
-    parts: list[Row] = [((x_text(view.axis, x), "strong"), (f" {fmt.loss(y)}", "text"))]
+    parts: list[Row] = [((x_text(view.axis, x), "strong"), (f" {chart.text(y)}", "text"))]
     if smoothing:
-        parts.append((("EMA ", "dim"), (fmt.loss(mean), "line")))
+        parts.append((("EMA ", "dim"), (chart.text(mean), "line")))
     if len(chart.mark_steps):
         at = chart.curve.at(view.axis, chart.mark_steps)
         nearest = int(np.argmin(np.abs(at - view.cursor)))
         where = x_text(view.axis, float(at[nearest]))
-        value = fmt.loss(float(chart.mark_values[nearest]))
+        value = chart.text(float(chart.mark_values[nearest]))
         parts.append(((f"val at {where} ", "dim"), (value, "mark")))
     if chart.ghost is not None and len(chart.ghost):
         _, y, mean = chart.ghost.nearest(view.axis, view.cursor, decay=smoothing)
-        parts.append(((f"{chart.ghost_name} ", "dim"), (fmt.loss(mean), "ghost")))
+        parts.append(((f"{chart.ghost_name} ", "dim"), (chart.text(mean), "ghost")))
+    for overlay, dash in zip(chart.overlays, DASHES, strict=False):
+        if len(overlay.curve):
+            _, _, mean = overlay.curve.nearest(view.axis, view.cursor, decay=smoothing)
+            parts.append(((f"{overlay.name} ", "dim"), (chart.text(mean), dash.role)))
     if chart.forecast is not None:
         low, step, high = (
             x_text(view.axis, float(at), is_close=False)
@@ -234,6 +274,9 @@ def legend(chart: Chart, width: int) -> Row:
         parts.append(((FORECAST, "accent"), (" forecast", "dim")))
     if chart.ghost is not None and len(chart.ghost):
         parts.append((("┄", "ghost"), (f" {chart.ghost_name}", "dim")))
+    for overlay, dash, letter in zip(chart.overlays, DASHES, "abcdef", strict=False):
+        stroke = "─" * min(dash.on, 3)
+        parts.append(((f"{letter} {stroke}", dash.role), (f" {overlay.name}", "dim")))
     kinds = {event.kind for event in chart.events}
     for kind, (glyph, role) in EVENT_SIGNS.items():
         if kind in kinds:

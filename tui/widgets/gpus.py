@@ -44,8 +44,10 @@ class Gpu:
     memory_total_bytes: int | None = None
     power_w: float | None = None
     power_limit_w: float | None = None
+    energy_j: float | None = None
     temperature_c: float | None = None
     sm_mhz: int | None = None
+    memory_mhz: int | None = None
     throttle: int | None = None
     nvlink_bytes_s: float | None = None
     step_ms: float | None = None
@@ -207,6 +209,12 @@ def _gigabytes(bytes_s: float | None) -> str:
     return fmt.fixed(None if bytes_s is None else bytes_s / 1e9, unit="GB/s", none=_NA)
 
 
+def _kilowatt_hours(joules: float | None) -> str:
+    """Since the driver was loaded."""
+    kwh = None if joules is None else joules / 3.6e6
+    return fmt.fixed(kwh, decimals=2, unit="kWh", none=_NA)
+
+
 def _na() -> Row:
     return ((_NA, "faint"),)
 
@@ -225,6 +233,16 @@ _KINDS = (
     _Kind(
         column=Column(title="MHz", align="right", rank=7),
         cell=lambda gpu, _: _plain(fmt.count(gpu.sm_mhz, none=_NA)),
+    ),
+    _Kind(
+        column=Column(title="mem MHz", align="right", rank=12),
+        cell=lambda gpu, _: _plain(fmt.count(gpu.memory_mhz, none=_NA)),
+        is_known=lambda gpu: gpu.memory_mhz is not None,
+    ),
+    _Kind(
+        column=Column(title="energy", align="right", rank=13),
+        cell=lambda gpu, _: _plain(_kilowatt_hours(gpu.energy_j)),
+        is_known=lambda gpu: gpu.energy_j is not None,
     ),
     _Kind(
         column=Column(title="SM", align="right", rank=9),

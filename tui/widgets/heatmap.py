@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 from textual import events
 from textual.binding import Binding, BindingType
+from textual.message import Message
 
 from harness import format as fmt
 from tui.widgets.canvas import Canvas
@@ -291,6 +292,17 @@ class HeatMapView(Panel[HeatMap], can_focus=True):
         Binding("escape", "forget", "", show=False),
     ]
 
+    class Pointed(Message):
+        """The cursor is at another number; None when it was taken away."""
+
+        def __init__(self, heat: "HeatMapView", cursor: Place | None) -> None:
+            super().__init__()
+            self.heat, self.cursor = heat, cursor
+
+        @property
+        def control(self) -> "HeatMapView":
+            return self.heat
+
     def __init__(self, value: HeatMap, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(value, id=id)
         self.cursor: Place | None = None
@@ -303,6 +315,7 @@ class HeatMapView(Panel[HeatMap], can_focus=True):
         if cursor != self.cursor:
             self.cursor = cursor
             self.redraw()
+            self.post_message(self.Pointed(self, cursor))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         return self.cursor is not None if action == "forget" else True

@@ -3,32 +3,58 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from tui.widgets.rows import Panel, Role, Row, clean, clip
+from tui.widgets.rows import Panel, Role, Row, clean, clip, wrap
 
 Line = tuple[float, str]
+_STAMPED = 40  # cells from which on there is room for the time
 _BAD = ("error", "fail", "✖", "diverged", "collapse", "killed")
 
 
 class LogTail(Panel[tuple[Line, ...]]):
-    """As many of the newest lines as there are rows."""
+    """As many of the newest lines as there are rows; `wraps` shows them whole."""
+
+    def __init__(
+        self,
+        value: tuple[Line, ...],
+        *,
+        id: str | None = None,  # noqa: A002
+        empty: str = "nothing logged yet",
+        wraps: bool = False,
+    ) -> None:
+        super().__init__(value, id=id)
+        self._empty = empty
+        self._wraps = wraps
 
     def draw(self, width: int, height: int) -> Sequence[Row]:
-        return draw_log(self.value, width, height)
+        return draw_log(self.value, width, height, empty=self._empty, wraps=self._wraps)
 
 
-def draw_log(lines: Sequence[Line], width: int, height: int) -> list[Row]:
-    """The last `height` lines, each clipped to the width; local time in front where it fits."""
+def draw_log(
+    lines: Sequence[Line],
+    width: int,
+    height: int,
+    *,
+    empty: str = "nothing logged yet",
+    wraps: bool = False,
+) -> list[Row]:
+    """The last lines in `height` rows, clipped or wrapped; local time in front where it fits."""
     if height < 1 or width < 1:
         return []
     if not lines:
-        return [(("nothing logged yet", "dim"),)]
+        return [((empty, "dim"),)]
     rows: list[Row] = []
-    has_time = width >= 40
-    for time, text in lines[-height:]:
-        stamp = f"{_clock(time)}  " if has_time else ""
-        shown = clip(clean(text), width - len(stamp))
-        rows.append(((stamp, "dim"), (shown, _role(text))))
-    return rows
+    for time, text in reversed(lines[-height:]):
+        stamp = f"{_clock(time)}  " if width >= _STAMPED else ""
+        room, role = width - len(stamp), _role(text)
+        whole: Row = ((clip(clean(text), room), role),)
+        texts: list[Row] = wrap(text, room, role) if wraps else [whole]
+        first: Row = ((stamp, "dim"),)
+        other: Row = ((" " * len(stamp), "dim"),)
+        heads = [first, *[other] * len(texts)]
+        rows = [*((*head, *row) for head, row in zip(heads, texts, strict=False)), *rows]
+        if len(rows) >= height:
+            break
+    return rows[-height:]
 
 
 def _clock(time: float) -> str:

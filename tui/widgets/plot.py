@@ -5,6 +5,7 @@ its ETA band, guides and cursor; forecast and marks on top. Cost follows columns
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,7 +72,8 @@ def draw_chart(
     view = _settled(chart, view or View())
     laid = _lay_out(chart, view, width, height, charset)
     if laid is None:
-        return _message(chart.empty, width, height)
+        is_small = (width < MIN_WIDTH or height < MIN_HEIGHT) and len(chart.curve)
+        return _message("no room" if is_small else chart.empty, width, height)
     frame, ticks = laid
     columns = _columns(chart, view, frame)
     canvas = Canvas(frame.w, frame.h)
@@ -109,10 +111,13 @@ def _lay_out(
     is_log = view.is_log and chart.curve.has_positive()
     edges = positions(start, stop, width)
     columns = chart.curve.columns(view.axis, edges, decay=view.decay or 0.0, is_log=is_log)
-    ghost = None
+    others = [overlay.curve for overlay in chart.overlays]
     if chart.ghost is not None:
-        ghost = chart.ghost.columns(view.axis, edges, decay=view.decay or 0.0, is_log=is_log)
-    y_range = _y_range(chart, view, columns, ghost, is_log=is_log)
+        others.append(chart.ghost)
+    others = [
+        curve.columns(view.axis, edges, decay=view.decay or 0.0, is_log=is_log) for curve in others
+    ]
+    y_range = _y_range(chart, view, columns, others, is_log=is_log)
     if y_range is None:
         return None
     bottom, top = y_range
@@ -142,7 +147,7 @@ def _columns(chart: Chart, view: View, frame: Frame) -> Columns:
 
 
 def _y_range(
-    chart: Chart, view: View, columns: Columns, ghost: Columns | None, *, is_log: bool
+    chart: Chart, view: View, columns: Columns, others: Sequence[Columns], *, is_log: bool
 ) -> tuple[float, float] | None:
     """Lowest and highest y to draw, with a margin; a steep first fall may leave at the top.
 
@@ -152,12 +157,12 @@ def _y_range(
     lows = columns.low_C[np.isfinite(columns.low_C)]
     outside = [point[1] for point in (columns.before, columns.after) if point is not None]
     if not len(highs):
-        if not outside:
-            return None
-        highs = lows = np.array(outside)
-    if ghost is not None:
-        means = ghost.mean_C[np.isfinite(ghost.mean_C)]
+        highs = lows = np.array(outside, dtype=np.float64)
+    for other in others:
+        means = other.mean_C[np.isfinite(other.mean_C)]
         lows, highs = np.r_[lows, means], np.r_[highs, means]
+    if not len(highs):
+        return None
     is_whole = view.window is None
     marks = chart.mark_values if is_whole else np.empty(0)
     targets = [chart.target] if is_whole and chart.target is not None else []
@@ -191,8 +196,19 @@ def _draw_curves(canvas: Canvas, chart: Chart, view: View, frame: Frame, columns
         ghost = chart.ghost.columns(view.axis, frame.edges, decay=decay, is_log=frame.is_log)
         dots = dashed(line(ghost, frame.scale), on=DOTS[frame.charset].x, off=DOTS[frame.charset].x)
         canvas.layer(*characters(dots, frame.charset, texture="~"), "ghost")
+    _draw_overlays(canvas, chart, view, frame)
     if view.decay:
         canvas.layer(*characters(line(columns, frame.scale), frame.charset), "line")
+
+
+def _draw_overlays(canvas: Canvas, chart: Chart, view: View, frame: Frame) -> None:
+    """Averages of the other curves; in ASCII each has a letter."""
+    decay, cell = view.decay or 0.0, DOTS[frame.charset].x
+    for overlay, dash, letter in zip(chart.overlays, figure.DASHES, "abcdef", strict=False):
+        if len(overlay.curve):
+            of = overlay.curve.columns(view.axis, frame.edges, decay=decay, is_log=frame.is_log)
+            dots = dashed(line(of, frame.scale), on=dash.on * cell, off=dash.off * cell)
+            canvas.layer(*characters(dots, frame.charset, texture=letter), dash.role)
 
 
 def _draw_forecast(canvas: Canvas, chart: Chart, view: View, frame: Frame) -> None:

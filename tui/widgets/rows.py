@@ -7,42 +7,22 @@ outside is never parsed as markup.
 
 import unicodedata
 from collections.abc import Sequence
-from typing import ClassVar, Generic, Literal, TypeAlias, TypeVar, cast, get_args
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
-from textual.dom import DOMNode
+from textual.app import App
 from textual.strip import Strip
 from textual.widget import Widget
 
 from tui.widgets.ascii import to_ascii
+from tui.widgets.ink import Role, styles
 from tui.widgets.raster import Charset
 
-Role = Literal[
-    "text",
-    "strong",
-    "dim",
-    "faint",
-    "accent",
-    "good",
-    "warn",
-    "bad",
-    "line",
-    "mark",
-    "ghost",
-    "cursor",
-    "heat1",
-    "heat2",
-    "heat3",
-    "heat4",
-    "heat5",
-    "heat6",
-]
 Span: TypeAlias = tuple[str, Role]
 Row: TypeAlias = tuple[Span, ...]
 Value = TypeVar("Value")
 
-ROLES: tuple[Role, ...] = get_args(Role)
 ELLIPSIS = "…"
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})  # controls, direction marks, separators
 
@@ -152,26 +132,7 @@ class Panel(Widget, Generic[Value]):
 
     DEFAULT_CSS = """
     Panel { height: 1fr; width: 1fr; color: $foreground; }
-    Panel > .row--text { color: $foreground; }
-    Panel > .row--strong { color: $foreground; text-style: bold; }
-    Panel > .row--dim { color: $foreground 65%; }
-    Panel > .row--faint { color: $foreground 32%; }
-    Panel > .row--accent { color: $primary-lighten-2; text-style: bold; }
-    Panel > .row--good { color: $success; text-style: bold; }
-    Panel > .row--warn { color: $warning; text-style: bold; }
-    Panel > .row--bad { color: $error; text-style: bold; }
-    Panel > .row--line { color: $primary-lighten-2; }
-    Panel > .row--mark { color: $warning; text-style: bold; }
-    Panel > .row--ghost { color: #cc79a7; }
-    Panel > .row--cursor { color: $foreground; text-style: bold reverse; }
-    Panel > .row--heat1 { color: #52439a; }
-    Panel > .row--heat2 { color: #365c8d; }
-    Panel > .row--heat3 { color: #277f8e; }
-    Panel > .row--heat4 { color: #1fa187; }
-    Panel > .row--heat5 { color: #a0da39; }
-    Panel > .row--heat6 { color: #fde725; }
     """
-    COMPONENT_CLASSES: ClassVar[set[str]] = {f"row--{role}" for role in ROLES}
 
     def __init__(self, value: Value, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, classes=classes)
@@ -195,12 +156,16 @@ class Panel(Widget, Generic[Value]):
         self.refresh(layout=self.styles.auto_dimensions)
 
     @property
+    def nmoe(self) -> App[Any]:
+        """The app, whatever it returns."""
+        return cast(App[Any], self.app)  # pyright: ignore[reportUnknownMemberType]
+
+    @property
     def charset(self) -> Charset:
         """What curves are drawn with; the app has the class `-ascii` or `-block` for the others."""
-        app = cast(DOMNode, self.app)  # pyright: ignore[reportUnknownMemberType]
-        if app.has_class("-ascii"):
+        if self.nmoe.has_class("-ascii"):
             return "ascii"
-        return "block" if app.has_class("-block") else "braille"
+        return "block" if self.nmoe.has_class("-block") else "braille"
 
     def draw(self, width: int, height: int) -> Sequence[Row]:
         """The rows for the current value in `width` x `height` cells."""
@@ -222,9 +187,6 @@ class Panel(Widget, Generic[Value]):
         rows = self._drawn[1]
         if y >= len(rows):
             return Strip.blank(size.width, self.rich_style)
-        segments = [
-            Segment(text, self.get_component_rich_style(f"row--{role}"))
-            for text, role in rows[y]
-            if text
-        ]
-        return Strip(segments).adjust_cell_length(size.width, self.rich_style)
+        base, inks = self.rich_style, styles(self.nmoe)
+        segments = [Segment(text, base + inks[role]) for text, role in rows[y] if text]
+        return Strip(segments).adjust_cell_length(size.width, base)

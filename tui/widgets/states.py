@@ -59,6 +59,30 @@ GPU_SIGNS: dict[str, Sign] = dict(
 )
 
 
+# A MoE layer, by how its rows are spread over its experts.
+BALANCE_SIGNS: dict[str, Sign] = dict(
+    (
+        _sign("✖", "collapsed", "bad", "nearly all tokens go to the same experts"),
+        _sign("×", "dead", "warn", "more experts without a row than chance leaves"),
+        _sign("▲", "uneven", "warn", "an expert or the whole layer is far from even"),
+        _sign("●", "even", "good", "as even as it should be"),
+    )
+)
+
+
+# A row of the bench suite, beside the one before it.
+BENCH_SIGNS: dict[str, Sign] = dict(
+    (
+        _sign("✖", "failed", "bad", "could not run"),
+        _sign("▲", "slower", "warn", "slower than before, beyond both spreads"),
+        _sign("▾", "faster", "good", "faster than before, beyond both spreads"),
+        _sign("●", "same", "text", "as before"),
+        _sign("◌", "unjudged", "dim", "one timing only: not judged"),
+        _sign("○", "first", "dim", "nothing before it on these GPUs"),
+    )
+)
+
+
 def sign(status: str) -> Sign:
     """The sign of a status; an unknown one is shown by its name."""
     return SIGNS.get(status) or Sign(glyph="?", word=status, role="dim", meaning="")
