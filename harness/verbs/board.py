@@ -1,4 +1,4 @@
-"""The verb of scoreboards: leaderboard."""
+"""The verbs of scoreboards: leaderboard."""
 
 import json
 from dataclasses import asdict
@@ -23,13 +23,27 @@ def leaderboard(
     from harness.errors import BoardError
     from nmoe.paths import data_root
 
-    boards = board_file.boards(data_root())
+    root = data_root()
+    boards = board_file.boards(root)
     if verify:
-        problems = [problem for board in boards for problem in board_file.verify(board)]
+        problems = [
+            problem
+            for board in boards
+            for problem in (*board_file.verify(board), *board_file.removed(board, root))
+        ]
         if problems:
             raise BoardError("; ".join(problems), "Restore the file from version control.")
     if as_json:
-        answer(json.dumps([asdict(board) for board in boards], default=str))
+        shown = [
+            {
+                "path": str(board.path),
+                "head": board.head,
+                "entries": [asdict(entry) for entry in board.entries],
+                "published": [asdict(row) for row in board.published],
+            }
+            for board in boards
+        ]
+        answer(json.dumps(shown))
     else:
         answer(*tables.board_lines(boards))
     if verify:
