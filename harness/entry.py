@@ -211,7 +211,6 @@ class DataFacts:
     val_sha256: str | None
     val_shards: int | None
     order_seed: int | None
-    overlap_share: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,12 +282,16 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What was verified, where and when; losses are nats a token."""
+    """What was verified, where and when; losses are nats a token.
+
+    `overlap_share` is the part of the validation tokens that training text holds as well.
+    """
 
     checks: tuple[Check, ...] = ()
     reeval_loss: float | None = None
     reeval_abs_diff: float | None = None
     naive_abs_diff: float | None = None
+    overlap_share: float | None = None
     replay_steps: int | None = None
     replay_max_abs_diff: float | None = None
     verifier_commit: str | None = None

@@ -162,7 +162,6 @@ def _data(plan: Plan, train: Manifest | None, val: Manifest | None) -> DataFacts
         val_sha256=digest(val) if val else None,
         val_shards=len(val.shards) if val else None,
         order_seed=plan.train.seed,
-        overlap_share=None,
     )
 
 

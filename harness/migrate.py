@@ -191,7 +191,6 @@ def _facts(old: OldResult) -> dict[str, Any]:
             train_sha256=old.train_data,
             val_sha256=old.val_data,
             order_seed=old.seed,
-            overlap_share=None,
         ),
         "env": Env(
             **dict.fromkeys(unknown_env),  # pyright: ignore[reportArgumentType]
