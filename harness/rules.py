@@ -29,7 +29,8 @@ class Declared:
 class Task:
     """What a run of this task is held to; digests are those of dataset manifests.
 
-    `validate_every` is the finest spacing of validations in steps. `sigma` is the spread of the
+    `validate_every` is the finest spacing of validations in steps, `max_overlap` the share of the
+    validation tokens that may stand in the training text, too. `sigma` is the spread of the
     final loss between seeds, None where only a cohort's own repeats can tell it.
     """
 
@@ -41,6 +42,7 @@ class Task:
     source: str
     train_data: str
     val_data: str
+    max_overlap: float
     parameters: dict[str, Any]
     sigma: float | None = None
 

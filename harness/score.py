@@ -252,7 +252,7 @@ def _contradictions(plan: Plan, state: runs.RunState, outcome: OutcomeEvent) -> 
                 f" of {outcome.wall_s} s"
             )
     yield from _clock_errors(state, a_step)
-    yield from _core_errors(state)
+    yield from core_errors(state)
 
 
 def _clock_errors(state: runs.RunState, a_step: int) -> Iterator[str]:
@@ -269,7 +269,7 @@ def _clock_errors(state: runs.RunState, a_step: int) -> Iterator[str]:
             last_step, last_s = point.step, point.train_s
 
 
-def _core_errors(state: runs.RunState) -> Iterator[str]:
+def core_errors(state: runs.RunState) -> Iterator[str]:
     if state.core is None:
         return
     tasks = state.core_tasks

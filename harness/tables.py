@@ -1,10 +1,12 @@
 """Runs, boards, checks and plans as plain lines of text; what comes from files is made harmless."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from harness import format as text
 from harness.compare import Comparison
 from harness.doctor import Check
+from harness.entry import Verification
 from harness.errors import Problem
 from harness.leaderboard import Board, standings
 from harness.runs import Summary
@@ -105,6 +107,17 @@ def check_lines(checks: Sequence[Check]) -> list[str]:
     lines = columns((check.verdict, check.name, check.value) for check in checks)
     fixes = [[f"    → {safe(check.fix)}"] if check.fix else [] for check in checks]
     return [line for pair in zip(lines, fixes, strict=True) for line in (pair[0], *pair[1])]
+
+
+def verification_lines(run_id: str, found: Verification, status: str | None) -> list[str]:
+    """Every check with its verdict and reason, and what became of the entry."""
+    counts = Counter(check.verdict for check in found.checks)
+    total = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("pass", "fail", "skip"))
+    entry = "no entry on a board" if status is None else f"the entry is {status}"
+    return [
+        *columns((check.verdict, check.id, check.reason) for check in found.checks),
+        f"{safe(run_id)}: {total}; {entry}",
+    ]
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:

@@ -1,4 +1,4 @@
-"""The verbs of scoreboards: leaderboard."""
+"""The verbs of scoreboards: leaderboard, verify."""
 
 import json
 from dataclasses import asdict
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from harness.errors import BoardError, RunError
 from harness.options import Json
 from harness.terminal import answer, say
 
@@ -20,7 +21,6 @@ def leaderboard(
     """Show the scoreboards of repository and data root."""
     from harness import leaderboard as board_file
     from harness import tables
-    from harness.errors import BoardError
     from nmoe.paths import data_root
 
     root = data_root()
@@ -48,3 +48,30 @@ def leaderboard(
         answer(*tables.board_lines(boards))
     if verify:
         say("every entry is as it was written")
+
+
+def verify(
+    name: Annotated[
+        str, typer.Argument(metavar="RUN|ENTRY", help="Run id, its beginning, last, or entry id.")
+    ],
+    *,
+    level: Annotated[
+        int, typer.Option("--level", min=0, max=4, help="The highest rung of the ladder.")
+    ] = 4,
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="N", min=1, help="Steps that rung 4 trains again.")
+    ] = 20,
+    as_json: Json = False,
+) -> None:
+    """Check a run from its files up to training its first steps again."""
+    from harness import tables
+    from harness import verify as ladder
+    from nmoe.paths import data_root
+
+    report = ladder.verify(name, data_root(), level=level, steps=steps)
+    if as_json:
+        answer(json.dumps(asdict(report)))
+    else:
+        answer(*tables.verification_lines(report.run_id, report.verification, report.status))
+    if report.failures:
+        raise typer.Exit(RunError.exit_code)
