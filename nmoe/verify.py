@@ -11,6 +11,7 @@ Exit codes: 0 looked at, 2 configuration, 3 environment.
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -88,7 +89,10 @@ def examine(
 ) -> Findings:
     """Climb the rungs V2 to `level`; raises ConfigError for a folder without a usable plan."""
     plan, findings = read_plan(folder.plan), Findings()
-    findings.add("V2.data", *_data(plan, root))
+    is_whole, reason = _data(plan, root)
+    findings.add("V2.data", is_whole, reason)
+    if not is_whole:
+        return findings
     findings.overlap_share = _overlap(plan, root, findings, at_most=max_overlap)
     saved = _target(folder, findings)
     if saved is not None:
@@ -189,11 +193,12 @@ def _reevaluate(
     lengths_V = tokenizer.byte_lengths()
     found = validate(model, windows_WS, lengths_V, world=ALONE, batch=batch, device=device)
     recorded, tolerance = saved.manifest.progress.loss, REEVAL_TOLERANCE.get(dtype, 0.0)
-    findings.reeval_loss = found.loss
+    findings.reeval_loss = found.loss if math.isfinite(found.loss) else None
     if recorded is None:
         findings.add("V2.reeval", False, "the checkpoint names no loss")
         return
-    difference = findings.reeval_abs_diff = abs(found.loss - recorded)
+    difference = abs(found.loss - recorded)
+    findings.reeval_abs_diff = difference if math.isfinite(difference) else None
     findings.add(
         "V2.reeval",
         difference <= tolerance,
@@ -210,7 +215,7 @@ def _reevaluate(
     weights = checkpoint.load_weights(saved)
     naive_BS = naive_nats(plan, weights, windows_BN, vocab_size=model.vocab_size)
     difference = abs(nats_T.double().mean().item() - naive_BS.double().mean().item())
-    findings.naive_abs_diff = difference
+    findings.naive_abs_diff = difference if math.isfinite(difference) else None
     tolerance = NAIVE_TOLERANCE.get(dtype, 0.0)
     findings.add(
         "V2.naive",
@@ -301,13 +306,14 @@ def _replay(
         findings.add("V4.replay", None, f"the run logged no loss up to step {steps}")
         return
     try:
-        replayed = train_again(plan, root, steps=max(recorded))
+        replayed = train_again(plan, root, logged=sorted(recorded))
     except (DataError, OSError, RuntimeError) as error:
         findings.add("V4.replay", False, f"the run cannot be repeated: {error}")
         return
     differences = [abs(replayed.get(step, float("inf")) - loss) for step, loss in recorded.items()]
     findings.replay_steps = max(recorded)
-    findings.replay_max_abs_diff = worst = max(differences)
+    worst = max(differences)
+    findings.replay_max_abs_diff = worst if math.isfinite(worst) else None
     tolerance = REPLAY_TOLERANCE.get(plan.dtype, 0.0)
     findings.add(
         "V4.replay",
@@ -324,8 +330,9 @@ def first_losses(folder: RunFolder, *, upto: int) -> dict[int, float]:
     return {event.step: event.loss for event in steps}
 
 
-def train_again(plan: Plan, root: DataRoot, *, steps: int) -> dict[int, float]:
-    """The logged losses of the first steps of a plan, trained anew in a folder that is deleted."""
+def train_again(plan: Plan, root: DataRoot, *, logged: Sequence[int]) -> dict[int, float]:
+    """The losses at the `logged` steps of a plan, trained anew in a folder that is deleted."""
+    steps = logged[-1]
     alone = replace(plan, world=1, train=replace(plan.train, steps=steps))
     alone = fit_micro_batch(alone, 1)
     assert isinstance(alone, Plan)
@@ -339,7 +346,7 @@ def train_again(plan: Plan, root: DataRoot, *, steps: int) -> dict[int, float]:
         run.meter.restart(train_s=run.clock.train_s)
         while run.step < steps:
             train_step(run)
-            if run.step == steps or alone.log.is_due(run.step):
+            if run.step in logged:
                 train.log_step(run)
         close(run)
         return first_losses(again, upto=steps)
@@ -369,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, code=2)
     except (DataError, OSError) as error:
         return _fail(error, code=3)
-    sys.stdout.write(json.dumps(asdict(findings)) + "\n")
+    sys.stdout.write(json.dumps(asdict(findings), allow_nan=False) + "\n")
     return 0
 
 
