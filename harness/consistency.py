@@ -13,8 +13,9 @@ from typing import Any, cast
 from harness import evidence, score
 from harness.entry import CHANGEABLE, Check, Entry, Verdict
 from harness.errors import RunError
+from harness.evidence import Span
 from harness.leaderboard import make_entry
-from harness.runs import RunState, load
+from harness.run_state import RunState
 from harness.score import Score
 from nmoe.config import Plan
 from nmoe.data.manifest import DataError, read_manifest
@@ -48,6 +49,7 @@ class Files:
     root: DataRoot
     plan: Plan
     state: RunState
+    span: Span
     records: tuple[Record, ...]
     seqs: tuple[int, ...]
     bad_lines: int
@@ -55,7 +57,7 @@ class Files:
 
 def read(folder: RunFolder, root: DataRoot) -> Files:
     """Read a run; RunError when it has no usable plan or its events are of another version."""
-    state = load(folder)
+    state, span = score.read(folder)
     if state.plan is None:
         raise RunError(f"{folder.run_id} has no readable plan", "Only a run can be verified.")
     records, seqs, bad = _records(folder.train)
@@ -64,6 +66,7 @@ def read(folder: RunFolder, root: DataRoot) -> Files:
         root=root,
         plan=state.plan,
         state=state,
+        span=span,
         records=records,
         seqs=seqs,
         bad_lines=bad,
@@ -72,7 +75,7 @@ def read(folder: RunFolder, root: DataRoot) -> Files:
 
 def examine(files: Files, entry: Entry | None) -> list[Check]:
     """Every check of V0 and V1."""
-    scored = score.compute(files.folder, files.root)
+    scored = score.compute(files.folder, files.root, history=(files.state, files.span))
     return [*_v0(files, scored, entry), *_v1(files)]
 
 
@@ -192,6 +195,8 @@ def _elapsed(files: Files, outcome: OutcomeEvent) -> Check:
         return _check("V1.elapsed", None, "the last attempt logged fewer than two steps")
     (t0, first), (t1, end) = stamps[0], stamps[-1]
     idle = (t1 - t0) - (end.train_s - first.train_s)
+    if idle < -STAMP_S:
+        return _check("V1.elapsed", False, f"{-idle:.2f} s more of training than passed")
     explained = outcome.checkpoint_s + sum(
         record.event.seconds
         for record in files.records

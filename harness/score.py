@@ -102,13 +102,18 @@ class Score:
     doubts: tuple[str, ...]
 
 
-def compute(folder: RunFolder, root: DataRoot) -> Score:
-    """The score of a run that is over; RunError when the folder holds no usable plan."""
+def compute(
+    folder: RunFolder, root: DataRoot, *, history: tuple[runs.RunState, Span] | None = None
+) -> Score:
+    """The score of a run that is over; RunError when the folder holds no usable plan.
+
+    `history` is what `read` told of the folder, for those who have read it already.
+    """
     try:
         plan = read_plan(folder.plan)
     except ConfigError as error:
         raise RunError(f"cannot score {folder.run_id}: {error}") from None
-    state, span = _read(folder)
+    state, span = history or read(folder)
     dataset = root.dataset(plan.data.data_path)
     train, val = _manifest(dataset / "train"), _manifest(dataset / "val")
     result = _result(plan, state, train=train, val=val, finished=span.ended)
@@ -300,7 +305,7 @@ def _machine(plan: Plan) -> str:
     return (plan.hardware.gpu if plan.device == "cuda" else plan.hardware.cpu) or ""
 
 
-def _read(folder: RunFolder) -> tuple[runs.RunState, Span]:
+def read(folder: RunFolder) -> tuple[runs.RunState, Span]:
     """The state of a run, and its clock's span: from its training to its outcome or last word."""
     reader, outcomes, began = runs.RunReader(folder), list[Record](), 0.0
     while records := reader.read():
