@@ -125,10 +125,10 @@ class Selection:
 class Replicates:
     """The repeats behind an entry: all that were registered before they started.
 
-    Failures and misses are counted in `failed`. `losses` and `times_s` are those of the finished
-    runs, in the order of `run_ids`; `mean_train_s` is the olympic mean (without fastest and
-    slowest) from ten runs on. `z` tests mean <= target with `sigma`, whose origin and degrees of
-    freedom are stated; `p` is one-sided.
+    `failed` counts those that did not come to the horizon. `losses` and `times_s` are those of
+    the finished runs, in the order of `run_ids`; `mean_train_s` is the olympic mean (without
+    fastest and slowest) from ten runs on. `z` tests mean <= target with `sigma`, whose origin and
+    degrees of freedom are stated; `p` is one-sided.
     """
 
     series: str
@@ -140,6 +140,7 @@ class Replicates:
     failed: int
     run_ids: tuple[str, ...]
     seeds: tuple[int, ...]
+    statuses: tuple[str, ...]
     losses: tuple[float, ...]
     times_s: tuple[float, ...]
     mean_loss: float

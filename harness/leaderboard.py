@@ -267,8 +267,8 @@ def _impossible(entry: Entry) -> Iterator[str]:
     if needed and (repeats is None or repeats.finished < needed):
         yield f"it is called {entry.status} with fewer than {needed} finished repeats"
     if repeats is not None:
-        counts = len(repeats.run_ids), len(set(repeats.seeds)), repeats.started
-        if counts != (repeats.n,) * 3 or repeats.finished + repeats.failed != repeats.n:
+        counts = len(repeats.run_ids), len(set(repeats.seeds)), repeats.finished + repeats.failed
+        if counts != (repeats.n,) * 3 or len(repeats.losses) != repeats.finished:
             yield "its repeats do not add up, or have seeds in common"
         if result.run_id not in repeats.run_ids:
             yield "it is none of its own repeats"

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from harness import format as text
 from harness.compare import Comparison
 from harness.doctor import Check
-from harness.entry import Verification
+from harness.entry import Entry, Verification
 from harness.errors import Problem
-from harness.leaderboard import Board, standings
+from harness.leaderboard import Board, standings, time_of
 from harness.runs import Summary
 from nmoe.config import Plan
 from nmoe.paths import DataRoot
@@ -67,13 +67,13 @@ def board_lines(boards: Sequence[Board]) -> list[str]:
                 (
                     (
                         row.rank,
-                        text.exact_seconds(row.entry.result.train_s),
+                        text.exact_seconds(time_of(row.entry)),
                         f"{text.count(row.entry.result.step)} steps",
                         f"{text.tokens(row.entry.result.tokens)} tokens",
                         f"val {text.loss(row.entry.result.loss)}",
                         f"CORE {text.core(row.entry.result.core)}",
                         row.entry.result.preset,
-                        row.entry.status,
+                        _standing(row.entry),
                         row.entry.result.run_id,
                     )
                     for row in standing.rows
@@ -100,6 +100,14 @@ def board_lines(boards: Sequence[Board]) -> list[str]:
             indent="    ",
         )
     return lines
+
+
+def _standing(entry: Entry) -> str:
+    """The status of an entry, and what its repeats say."""
+    repeats = entry.replicates
+    if repeats is None:
+        return entry.status
+    return f"{entry.status} ({repeats.finished}/{repeats.n}, p {text.probability(repeats.p)})"
 
 
 def check_lines(checks: Sequence[Check]) -> list[str]:

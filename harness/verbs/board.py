@@ -52,7 +52,8 @@ def leaderboard(
 
 def verify(
     name: Annotated[
-        str, typer.Argument(metavar="RUN|ENTRY", help="Run id, its beginning, last, or entry id.")
+        str,
+        typer.Argument(metavar="RUN|ENTRY", help="Run, last, entry or set of repeats."),
     ],
     *,
     level: Annotated[
@@ -64,11 +65,16 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check a run from its files up to training its first steps again."""
-    from harness import tables
+    from harness import campaign, repeats, tables
     from harness import verify as ladder
     from nmoe.paths import data_root
 
-    report = ladder.verify(name, data_root(), level=level, steps=steps)
+    root = data_root()
+    if repeats.exists(name, root):
+        concluded = campaign.conclude(repeats.read(name, root), root, say=say)
+        answer(*([json.dumps(asdict(concluded))] if as_json else campaign.sentences(concluded)))
+        return
+    report = ladder.verify(name, root, level=level, steps=steps)
     if as_json:
         answer(json.dumps(asdict(report)))
     else:
