@@ -1,6 +1,6 @@
 """`n speedrun --repeat N`: the runs of a set one after the other, then the verdict on all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -15,6 +15,7 @@ from nmoe.paths import DataRoot
 
 STOPPED = (headless.INTERRUPTED, headless.TERMINATED)
 VERIFIED_LEVEL = 3
+BELIEVED = ("replicated", "certified")
 MISSED = 6
 
 
@@ -29,7 +30,7 @@ class Conclusion:
 
 
 def run(
-    plan: Plan,
+    plans: Sequence[Plan],
     root: DataRoot,
     *,
     times: int,
@@ -37,29 +38,43 @@ def run(
     output: Output,
     mirror: str | None,
     say: Callable[..., None],
-) -> int:
-    """Register, run and judge a set; returns the exit code: 0 once it is replicated.
+) -> tuple[int, list[Conclusion]]:
+    """Register, run and judge a set of repeats of each plan; (exit code, verdicts).
 
-    6 when it is less than that, that of the stop when it was stopped.
+    Several sets take turns, ABBA and so on, so that the machine is the same to all. The code is 0
+    once all are replicated, 6 when one is less than that, that of the stop when it was stopped.
     """
-    series, plans = repeats.make_plans(plan, times=times, seed=seed)
-    path = repeats.register(series, root)
-    say(f"{series.series}: {times} runs of {series.horizon} steps, registered in {path}")
-    stopped = 0
-    for number, each in enumerate(plans, start=1):
-        say(f"run {number} of {times}: {each.run_id}, seed {each.train.seed}")
-        folder = launch.start(each, root, mirror=mirror)
+    sets = [repeats.make_plans(plan, times=times, seed=seed) for plan in plans]
+    for series, _ in sets:
+        path = repeats.register(series, root)
+        say(f"{series.series}: {times} runs of {series.horizon} steps, registered in {path}")
+    turns = [sets if turn % 2 == 0 else sets[::-1] for turn in range(times)]
+    order = [made[turn] for turn, side in enumerate(turns) for _, made in side]
+    stopped = _run_all(order, root, output=output, mirror=mirror, say=say)
+    concluded = [conclude(series, root, say=say) for series, _ in sets]
+    for each in concluded:
+        say(*sentences(each))
+    good = all(each.entry and each.entry.status in BELIEVED for each in concluded)
+    return stopped or (0 if good else MISSED), concluded
+
+
+def _run_all(
+    plans: Sequence[Plan],
+    root: DataRoot,
+    *,
+    output: Output,
+    mirror: str | None,
+    say: Callable[..., None],
+) -> int:
+    """One run after the other; the exit code of the one that was stopped, or 0."""
+    for number, plan in enumerate(plans, start=1):
+        say(f"run {number} of {len(plans)}: {plan.run_id}, seed {plan.train.seed}")
+        folder = launch.start(plan, root, mirror=mirror)
         code = headless.follow(folder, output=output, passes_stop=True)
         if code in STOPPED:
-            stopped = code
-            say(f"stopped: {times - number} runs were not started, which counts against the set")
-            break
-    concluded = conclude(series, root, say=say)
-    say(*sentences(concluded))
-    if stopped:
-        return stopped
-    status = concluded.entry.status if concluded.entry else None
-    return 0 if status in ("replicated", "certified") else MISSED
+            say(f"stopped: {len(plans) - number} runs were not started, and count as failed")
+            return code
+    return 0
 
 
 def conclude(series: Series, root: DataRoot, *, say: Callable[..., None]) -> Conclusion:
@@ -127,7 +142,7 @@ def sentences(concluded: Conclusion) -> list[str]:
 def _judged(before: Entry, made: Replicates, disputed: list[str]) -> Entry:
     """The record of the entry that stands for a set."""
     status, reason = repeats.judge(before, made)
-    if disputed and status in ("replicated", "certified"):
+    if disputed and status in BELIEVED:
         status, reason = "verified", f"disputed: {', '.join(disputed)}"
     utc = datetime.now(UTC).isoformat(timespec="seconds")
     change = StatusChange(status=status, utc=utc, reason=f"{made.series}: {reason}")

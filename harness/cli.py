@@ -48,6 +48,7 @@ for verb in (run.speedrun, run.train, run.attach, run.stop, run.resume):
 app.command("runs")(run.list_runs)
 app.command()(board.leaderboard)
 app.command()(board.verify)
+app.command()(board.compare)
 app.command()(machine.doctor)
 app.command("bench", context_settings=PASSED_THROUGH)(bench)
 app.add_typer(prep, name="prep")

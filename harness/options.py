@@ -51,6 +51,9 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="Run id, its beginni
 Scored = Annotated[
     str, typer.Argument(metavar="RUN", help="Run id, its beginning, last, or a file of items.")
 ]
+Side = Annotated[
+    str, typer.Argument(metavar="RUN", help="Run, last, set of repeats; preset with --repeat.")
+]
 OptionalRun = Annotated[
     str | None, typer.Option("--run", metavar="RUN", help="Its target, else its newest step.")
 ]

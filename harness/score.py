@@ -91,10 +91,11 @@ class Score:
     """A result, what the run's files say beside it, and where it belongs.
 
     `breaches` are rules of its task that the run broke: then it is ranked under custom rules.
-    `doubts` say why it may not be entered anywhere.
+    `doubts` say why it may not be entered anywhere. `began` is the unix time of its first step.
     """
 
     result: Result
+    began: float
     evidence: Evidence
     cohort: Cohort
     is_official: bool
@@ -131,6 +132,7 @@ def compute(
         breaches = (*breaches, "the eval bundle is not recorded as the official one")
     return Score(
         result=result,
+        began=span.began,
         evidence=evidence.gather(
             *(folder, plan, state), train=train, val=val, span=span, train_s=result.train_s
         ),

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from harness import format as text
-from harness.compare import Comparison
+from harness.compare import Comparison, RunComparison
 from harness.doctor import Check
 from harness.entry import Entry, Verification
 from harness.errors import Problem
 from harness.leaderboard import Board, standings, time_of
 from harness.runs import Summary
+from harness.significance import Interval
 from nmoe.config import Plan
 from nmoe.paths import DataRoot
 
@@ -151,6 +152,37 @@ def comparison_lines(comparison: Comparison) -> list[str]:
             f" B - A {text.core(core.difference)}{text.interval(core.ci95)}"
         )
     return lines + [f"note: {safe(note)}" for note in comparison.notes]
+
+
+def run_comparison_lines(found: RunComparison) -> list[str]:
+    """Two sets of runs: cohort, difference of loss and time with their intervals, the verdict."""
+    loss, time = found.loss, found.train_s
+    return [
+        f"A {safe(found.a)}",
+        f"B {safe(found.b)}",
+        f"{safe(found.cohort.label)}, {loss.n} pair(s)",
+        *columns(
+            (
+                ("loss B - A", text.fixed(loss.mean, decimals=5), _bounds(loss, 5), "nats"),
+                ("time B - A", text.fixed(time.mean, decimals=2), _bounds(time, 2), "s"),
+            )
+        ),
+        f"loss: {_verdict(found.is_other_loss, loss)}; time: {_verdict(found.is_other_time, time)}",
+        *(f"note: {safe(note)}" for note in found.notes),
+    ]
+
+
+def _bounds(interval: Interval, decimals: int) -> str:
+    if interval.low is None or interval.high is None:
+        return "no interval"
+    low, high = (text.fixed(x, decimals=decimals) for x in (interval.low, interval.high))
+    return f"[{low}, {high}]"
+
+
+def _verdict(is_other: bool, interval: Interval) -> str:
+    if not is_other:
+        return "no difference shown"
+    return "B is lower" if interval.mean < 0 else "B is higher"
 
 
 def plan_lines(plan: Plan, root: DataRoot) -> list[str]:

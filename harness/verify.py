@@ -136,8 +136,7 @@ def judge(entry: Entry, verification: Verification) -> tuple[Status, str]:
 
 def merge(before: Verification | None, made: Verification) -> Verification:
     """The newer result of every check, and the newer value of every number."""
-    if before is None:
-        return made
+    before = Verification() if before is None else before
     checks = {check.id: check for check in before.checks} | {c.id: c for c in made.checks}
     known = {
         name: getattr(before, name) if getattr(made, name) is None else getattr(made, name)

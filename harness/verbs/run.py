@@ -29,6 +29,9 @@ from harness.terminal import answer, become, has_terminal, say
 from harness.verbs.board import leaderboard
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.campaign import Conclusion
     from harness.hardware import Detection
     from harness.headless import Output
     from nmoe.config import Plan
@@ -85,7 +88,9 @@ def speedrun(
         _show_plan(plan, detection, root, as_json=as_json)
         return
     if repeat is not None:
-        _repeat(plan, detection, root, repeat, steps, seed, _output(as_json, quiet), mirror)
+        output = _output(as_json, quiet)
+        code, _ = run_repeats([plan], detection, root, repeat, steps, seed, output, mirror)
+        raise typer.Exit(code)
     is_screen = not (headless or as_json or quiet) and has_terminal()
     _launch(plan, detection, root, is_screen=is_screen, as_json=as_json, quiet=quiet, mirror=mirror)
 
@@ -193,8 +198,8 @@ def _show_plan(plan: "Plan", detection: "Detection", root: "DataRoot", *, as_jso
     answer(*tables.plan_lines(plan, root), *map(tables.problem_line, problems))
 
 
-def _repeat(
-    plan: "Plan",
+def run_repeats(
+    plans: "Sequence[Plan]",
     detection: "Detection",
     root: "DataRoot",
     times: int,
@@ -202,17 +207,17 @@ def _repeat(
     seed: int | None,
     output: "Output",
     mirror: str | None,
-) -> NoReturn:
+) -> "tuple[int, list[Conclusion]]":
+    """A set of repeats of each plan, taking turns; (exit code, verdicts)."""
     from harness import campaign, preflight
 
     if steps is None:
         raise UsageError("repeats need a horizon that is fixed in advance", "Add: --steps N")
-    refusal = preflight.first_blocking(preflight.problems(plan, detection, root))
-    if refusal is not None:
-        raise refusal.error()
-    raise typer.Exit(
-        campaign.run(plan, root, times=times, seed=seed, output=output, mirror=mirror, say=say)
-    )
+    for plan in plans:
+        refusal = preflight.first_blocking(preflight.problems(plan, detection, root))
+        if refusal is not None:
+            raise refusal.error()
+    return campaign.run(plans, root, times=times, seed=seed, output=output, mirror=mirror, say=say)
 
 
 def _output(as_json: bool, quiet: bool) -> "Output":

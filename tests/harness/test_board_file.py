@@ -219,7 +219,7 @@ def test_amend_refuses_a_run_that_has_no_entry(path: Path) -> None:
         ),
         (
             {"status": "replicated", "status_history": "replicated"},
-            "fewer than 3 finished repeats",
+            "fewer than 3 repeats that finished",
         ),
     ],
 )
