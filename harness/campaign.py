@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from harness import board_file, headless, launch, leaderboard, repeats, verify
+from harness import board_file, headless, launch, leaderboard, repeats, runs, verify
 from harness import format as text
 from harness.entry import Entry, Replicates, StatusChange
 from harness.errors import UsageError
@@ -71,7 +71,8 @@ def _run_all(
         say(f"run {number} of {len(plans)}: {plan.run_id}, seed {plan.train.seed}")
         folder = launch.start(plan, root, mirror=mirror)
         code = headless.follow(folder, output=output, passes_stop=True)
-        if code in STOPPED:
+        # a run that died without a word is a failure of its set, and the set goes on
+        if code in STOPPED and runs.load(folder).exit is not None:
             say(f"stopped: {len(plans) - number} runs were not started, and count as failed")
             return code
     return 0
