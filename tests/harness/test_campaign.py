@@ -15,10 +15,10 @@ import pytest
 from harness import leaderboard, repeats
 from nmoe.paths import REPO_ROOT, DataRoot
 
-# Every run reaches this early; a horizon of 40 steps keeps it short.
+# Every run reaches this early; a horizon of 20 steps keeps it short.
 QUICK = (
-    *("--steps", "40", "--set", "target.target_loss=3.6", "--set", "validation.every=20"),
-    *("--set", "validation.windows=32", "--set", "eval.cap=10"),
+    *("--steps", "20", "--set", "target.target_loss=5.3", "--set", "validation.every=20"),
+    *("--set", "validation.windows=16", "--set", "eval.cap=10"),
 )
 
 
@@ -57,7 +57,7 @@ def test_three_real_runs_are_replicated(root: DataRoot) -> None:
     assert process.returncode == 0, errors
     series = only_set(root)
     results = [json.loads(line) for line in output.splitlines()]
-    assert [result["step"] for result in results] == [40, 40, 40]
+    assert [result["step"] for result in results] == [20, 20, 20]
     board = leaderboard.load(root.board)
     assert not leaderboard.verify(board)
     assert not leaderboard.removed(board, root)
@@ -74,6 +74,7 @@ def test_three_real_runs_are_replicated(root: DataRoot) -> None:
     assert "replicated (3/3, p " in shown
 
 
+@pytest.mark.soak
 def test_set_of_which_a_run_was_killed_is_not_replicated(root: DataRoot) -> None:
     before = set(root.repeats.glob("*.json"))
     command = ("speedrun", "pocket", "--headless", "--quiet", "--repeat", "3", *QUICK)

@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -511,11 +513,11 @@ WRITER = textwrap.dedent(
     from harness import leaderboard
     from harness.errors import BoardError
 
-    source, path, name, count, limit = sys.argv[1:]
+    source, path, name, count, limit, first = sys.argv[1:]
     entry = leaderboard.load(Path(source)).entries[0]
     if int(limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-    for number in range(int(count)):
+    for number in range(int(first), int(count)):
         new = replace(entry, result=replace(entry.result, run_id=f"{name}-{number}"))
         try:
             leaderboard.append(Path(path), new)
@@ -527,9 +529,9 @@ WRITER = textwrap.dedent(
 
 
 def start_writer(
-    source: Path, path: Path, *, name: str, count: int, limit: int = 0
+    source: Path, path: Path, *, name: str, count: int, limit: int = 0, first: int = 0
 ) -> subprocess.Popen[str]:
-    arguments = [str(source), str(path), name, str(count), str(limit)]
+    arguments = [str(source), str(path), name, str(count), str(limit), str(first)]
     return subprocess.Popen(
         [sys.executable, "-c", WRITER, *arguments],
         cwd=REPO_ROOT,
@@ -575,6 +577,34 @@ def test_append_loses_nothing_when_two_processes_write_and_others_are_killed(
     assert sorted(os.listdir(tmp_path)) == sorted(
         [".LEADERBOARD.json.lock", "LEADERBOARD.json", ".source.json.lock", "source.json"]
     )
+
+
+@pytest.mark.soak
+def test_append_loses_nothing_in_a_thousand_appends_with_random_kills(
+    tmp_path: Path, source: Path
+) -> None:
+    """Two writers of 500 entries each; a writer that was killed goes on where it was."""
+    path, draw, kills = tmp_path / "LEADERBOARD.json", random.Random(1), 0
+    lanes = dict.fromkeys(("one", "two"), 0)
+    writers: dict[str, subprocess.Popen[str]] = {}
+    while any(done < 500 for done in lanes.values()):
+        for name, done in lanes.items():
+            if done < 500 and name not in writers:
+                writers[name] = start_writer(source, path, name=name, count=500, first=done)
+        time.sleep(draw.uniform(0.3, 2.0))
+        name = draw.choice(sorted(writers))
+        writers[name].send_signal(signal.SIGKILL)
+        for name in [each for each in writers if writers[each].poll() is not None]:
+            output, errors = writers.pop(name).communicate(timeout=60)
+            assert not errors, errors
+            told = [int(line) for line in output.splitlines()]
+            lanes[name] = max([lanes[name], *(number + 1 for number in told)])
+            kills += 1
+    board = leaderboard.load(path)
+    assert not leaderboard.verify(board)
+    names = sorted(entry.result.run_id for entry in board.entries)
+    assert names == sorted(f"{name}-{i}" for name in lanes for i in range(500))
+    assert kills >= 10
 
 
 def test_append_loses_nothing_when_the_disk_is_full(tmp_path: Path, source: Path) -> None:
