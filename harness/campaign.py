@@ -137,7 +137,7 @@ def sentences(concluded: Conclusion) -> list[str]:
             f" {text.fixed(made.sigma, decimals=5)} from {made.sigma_from}{df})"
         )
     status = concluded.entry.status if concluded.entry else "not on a board"
-    return [*lines, f"{concluded.series}: {status}: {concluded.reason}"]
+    return [*lines, f"{status}: {concluded.reason}"]
 
 
 def _judged(before: Entry, made: Replicates, disputed: list[str]) -> Entry:
