@@ -185,6 +185,8 @@ def _run_notes(first: Sequence[Score], second: Sequence[Score]) -> Iterator[str]
     """What a reader must know before he believes the intervals."""
     if min(len(first), len(second)) == 1:
         yield "one pair has no interval. Repeat both: n speedrun --repeat N --steps S"
+    elif min(len(first), len(second)) < significance.MIN_PAIRS:
+        yield f"fewer than {significance.MIN_PAIRS} pairs show no difference, whatever the interval"
     if len(first) != len(second):
         yield f"{len(first)} and {len(second)} runs: what has no partner is left out"
     steps = {each.result.step for each in (*first, *second)}

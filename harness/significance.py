@@ -11,6 +11,8 @@ from harness.errors import UsageError
 
 NUM_RESAMPLES = 10_000
 OLYMPIC_RUNS = 10
+# Fewer differences all have one sign by chance more often than once in twenty: 2 * 0.5^5.
+MIN_PAIRS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,9 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether luck alone does not explain the difference."""
+        """Whether luck alone does not explain the difference; with few pairs it may explain any."""
+        if self.n < MIN_PAIRS:
+            return False
         return self.low is not None and self.high is not None and self.low * self.high > 0
 
 

@@ -129,11 +129,18 @@ def _convert(hint: Any, value: Any, *, where: str, label: str) -> Any:
         raise ConfigError(f"{where}: {label}: got {value!r}.{nearest(str(value), names)}")
     for option in _options(hint):
         if _fits(option, value):
-            return float(value) if option is float else value
+            return _as_float(value, where=where, label=label) if option is float else value
         if option is int and isinstance(value, float) and value.is_integer():
             return int(value)
     wanted = " or ".join(getattr(option, "__name__", str(option)) for option in _options(hint))
     raise ConfigError(f"{where}: {label}: got {_typename(value)} {value!r}, expected {wanted}")
+
+
+def _as_float(value: Any, *, where: str, label: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(f"{where}: {label}: got a number that is too large") from None
 
 
 def _choices(hint: Any) -> tuple[Any, ...] | None:

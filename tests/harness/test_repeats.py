@@ -304,14 +304,20 @@ def test_forged_repeats_are_found_on_the_board(root: DataRoot) -> None:
 
 
 def test_compare_gives_paired_intervals_of_loss_and_time(root: DataRoot) -> None:
-    a = write_set(root, [1.290, 1.292, 1.288, 1.291], times_s=[60.0, 61.0, 60.5, 60.2])
-    b = write_set(root, [1.280, 1.283, 1.279, 1.280], times_s=[58.0, 58.9, 58.4, 58.3])
+    a = write_set(
+        *(root, [1.290, 1.292, 1.288, 1.291, 1.290, 1.289]),
+        times_s=[60.0, 61.0, 60.5, 60.2, 60.4, 60.6],
+    )
+    b = write_set(
+        *(root, [1.280, 1.283, 1.279, 1.280, 1.281, 1.279]),
+        times_s=[58.0, 58.9, 58.4, 58.3, 58.5, 58.6],
+    )
     found = compare_runs(a.series, b.series, root)
-    assert found.loss.n == 4
-    assert found.loss.mean == pytest.approx(-0.00975)
+    assert found.loss.n == 6
+    assert found.loss.mean == pytest.approx(-0.058 / 6)
     assert found.loss.high is not None
     assert found.loss.high < 0
-    assert found.train_s.mean == pytest.approx(-2.025)
+    assert found.train_s.mean == pytest.approx(-12 / 6)
     assert found.is_other_loss
     assert found.is_other_time
     assert any("not interleaved" in note for note in found.notes)
@@ -325,7 +331,17 @@ def test_compare_finds_nothing_in_noise(root: DataRoot) -> None:
     found = compare_runs(a.series, b.series, root)
     assert not found.is_other_loss
     assert not found.is_other_time
-    assert "no difference shown" in run_comparison_lines(found)[-2]
+    assert "loss: no difference shown" in "\n".join(run_comparison_lines(found))
+
+
+def test_compare_shows_nothing_with_few_pairs_however_alike_they_are(root: DataRoot) -> None:
+    a = write_set(root, [1.290, 1.292, 1.288], times_s=[60.0, 61.0, 60.5])
+    b = write_set(root, [1.280, 1.283, 1.279], times_s=[50.0, 51.0, 50.5])
+    found = compare_runs(a.series, b.series, root)
+    assert found.train_s.high is not None
+    assert found.train_s.high < 0
+    assert (found.is_other_loss, found.is_other_time) == (False, False)
+    assert any("fewer than 6 pairs" in note for note in found.notes)
 
 
 def test_compare_of_single_runs_has_no_interval(root: DataRoot) -> None:

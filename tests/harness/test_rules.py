@@ -137,6 +137,7 @@ def test_validation_of_fewer_tokens_than_planned_is_a_breach(tmp_path: Path) -> 
     ("text", "problem"),
     [
         ("version =", "cannot be read as TOML"),
+        (rules.FILE.read_text().replace("target = 3.28", f"target = 1{'0' * 400}"), "too large"),
         ('version = "1"', "missing section"),
         ("[tasks.x]\nofficial = true", "missing"),
         (rules.FILE.read_text().replace("target = 3.28", 'target = "low"'), "target"),
