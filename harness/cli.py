@@ -17,6 +17,7 @@ from harness.errors import HarnessError, UsageError
 from harness.terminal import become, fail, has_terminal
 from harness.verbs import board, machine, run
 from harness.verbs.bench import bench
+from harness.verbs.compare import compare
 from harness.verbs.eval import evals
 from harness.verbs.prep import PASSED_THROUGH, prep
 
@@ -47,6 +48,8 @@ for verb in (run.speedrun, run.train, run.attach, run.stop, run.resume):
     app.command()(verb)
 app.command("runs")(run.list_runs)
 app.command()(board.leaderboard)
+app.command()(board.verify)
+app.command()(compare)
 app.command()(machine.doctor)
 app.command("bench", context_settings=PASSED_THROUGH)(bench)
 app.add_typer(prep, name="prep")

@@ -1,19 +1,27 @@
-"""Two scored models, item by item: who answered what rightly, and what luck alone would explain."""
+"""Two things side by side, and what luck alone would explain: scored models, sets of runs.
+
+Models are compared item by item, runs pair by pair and within one cohort only.
+"""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from harness import runs
+from harness import repeats, runs, score, significance
+from harness.entry import Cohort
 from harness.errors import RunError, UsageError
-from nmoe.paths import RunFolder
+from harness.score import Score
+from harness.significance import Interval
+from nmoe.paths import DataRoot, RunFolder
 
 ITEMS_SUFFIX = ".items.jsonl"
 NUM_RESAMPLES = 10_000
+# A faster time counts from this share on, however sure it is.
+LEAST_SPEEDUP = 0.003
 _SAME_BUNDLE = "Score both on the same bundle with the same cap and tasks: n eval core"
 
 
@@ -68,6 +76,23 @@ class Comparison:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunComparison:
+    """Two sets of runs of one cohort in pairs: B - A of final loss and of training seconds.
+
+    They are other than A's when luck does not explain the difference, a time also by LEAST_SPEEDUP.
+    """
+
+    a: str
+    b: str
+    cohort: Cohort
+    loss: Interval
+    train_s: Interval
+    is_other_loss: bool
+    is_other_time: bool
+    notes: tuple[str, ...]
+
+
 Suite = dict[str, dict[int, Item]]
 
 
@@ -104,6 +129,79 @@ def compare(a: Path, b: Path) -> Comparison:
         core=None if unknown else core_difference(tasks, baselines),
         notes=tuple(notes),
     )
+
+
+def compare_runs(a: str, b: str, root: DataRoot) -> RunComparison:
+    """Compare two runs, or two sets of repeats, pair by pair in the order in which they ran.
+
+    Raises RunError for what cannot be read, UsageError across cohorts or when nothing finished.
+    """
+    first, second = _members(a, root), _members(b, root)
+    cohort = first[0].cohort
+    for each in (*first, *second):
+        different = cohort.differences(each.cohort)
+        if different:
+            raise UsageError(
+                f"{first[0].result.run_id} and {each.result.run_id} are of different cohorts:"
+                f" {'; '.join(different)}",
+                "Times and losses can be compared within one cohort only.",
+            )
+    n = min(len(first), len(second))
+    losses = [[_loss(each) for each in side[:n]] for side in (first, second)]
+    times = [[each.result.train_s for each in side[:n]] for side in (first, second)]
+    loss, train_s = significance.paired(*losses), significance.paired(*times)
+    mean_a = sum(times[0]) / n
+    return RunComparison(
+        a=a,
+        b=b,
+        cohort=cohort,
+        loss=loss,
+        train_s=train_s,
+        is_other_loss=loss.excludes_zero,
+        is_other_time=train_s.excludes_zero and abs(train_s.mean) >= LEAST_SPEEDUP * mean_a,
+        notes=tuple(_run_notes(first, second)),
+    )
+
+
+def _members(name: str, root: DataRoot) -> list[Score]:
+    """The finished runs of a set in the order in which they started, or the one run."""
+    if repeats.exists(name, root):
+        found = repeats.outcomes(repeats.read(name, root), root)
+        scores = [each.scored for each in found if each.is_finished and each.scored is not None]
+    else:
+        scored = score.compute(runs.find(root, name), root)
+        scores = [scored] if scored.result.loss is not None else []
+    if not scores:
+        raise UsageError(f"{name} has no run with a final loss", "Run: n runs")
+    return sorted(scores, key=lambda each: (each.began, each.result.run_id))
+
+
+def _loss(scored: Score) -> float:
+    assert scored.result.loss is not None
+    return scored.result.loss
+
+
+def _run_notes(first: Sequence[Score], second: Sequence[Score]) -> Iterator[str]:
+    """What a reader must know before he believes the intervals."""
+    if min(len(first), len(second)) == 1:
+        yield "one pair has no interval. Repeat both: n speedrun --repeat N --steps S"
+    elif min(len(first), len(second)) < significance.MIN_PAIRS:
+        yield f"fewer than {significance.MIN_PAIRS} pairs show no difference, whatever the interval"
+    if len(first) != len(second):
+        yield f"{len(first)} and {len(second)} runs: what has no partner is left out"
+    steps = {each.result.step for each in (*first, *second)}
+    if len(steps) > 1:
+        yield f"the runs ended at different steps: {', '.join(map(str, sorted(steps)))}"
+    sides = [(each.began, 0) for each in first] + [(each.began, 1) for each in second]
+    order = [side for _, side in sorted(sides)]
+    blocks = [set(order[i : i + 2]) for i in range(0, len(order) - 1, 2)]
+    if len(order) > 2 and any(len(block) < 2 for block in blocks):
+        yield (
+            "the runs were not interleaved: that the machine changed meanwhile is not excluded."
+            " Run: n compare A B --repeat N --steps S"
+        )
+    if any(each.result.attempts > 1 for each in (*first, *second)):
+        yield "some runs were resumed"
 
 
 def read_items(path: Path) -> Suite:

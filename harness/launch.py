@@ -153,6 +153,18 @@ def spawn_rank(
     return Rank(index=index, process=process, log=log, log_start=log_start)
 
 
+def call(folder: RunFolder, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a module of this checkout to its end on a run's data root; its output is captured."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=REPO_ROOT,
+        env=_child_env(folder),
+    )
+
+
 def free_port() -> int:
     """A TCP port of this host that nobody listens on."""
     with socket.socket() as probe:

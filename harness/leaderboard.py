@@ -1,72 +1,58 @@
-"""The scoreboard: which runs may be ranked together, in what order, and a file that loses nothing.
+"""The scoreboard: which runs may be ranked together, in what order, and whether to believe it.
 
-A board is `{"format": 1, "entries": [...], "published": [...]}`. Entries are ranked within their
-cohort only; published rows are results of others, shown apart. The only writer of the file.
+Entries are ranked within their cohort only; published rows are results of others, shown apart.
 """
 
-import fcntl
-import hashlib
 import json
 import math
-import stat
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from harness import score
+from harness.board_file import Board, Published, append, changed_facts, load
+from harness.entry import (
+    SCHEMA_VERSION,
+    Achievement,
+    Cohort,
+    Entry,
+    Status,
+    StatusChange,
+    has_own_hash,
+    link,
+    sealed,
+)
 from harness.errors import BoardError, MachineError
-from harness.score import Cohort, Result, Score
+from harness.score import Score
 from nmoe.config import ConfigError, build
 from nmoe.events import ResultEvent
 from nmoe.paths import BOARD_NAME, REPO_ROOT, DataRoot, RunFolder, write_atomic
 
-FORMAT = 1
+__all__ = [
+    "PUBLISHED_MARK",
+    "REPO_BOARD",
+    "Board",
+    "Entry",
+    "Published",
+    "Row",
+    "Standing",
+    "append",
+    "boards",
+    "finish",
+    "load",
+    "make_entry",
+    "standings",
+    "verify",
+    "verify_chain",
+]
+
 PUBLISHED_MARK = "published, not verified here"
 REPO_BOARD = REPO_ROOT / BOARD_NAME
-# Fields of a result that entries may lack; absent, they do not count for the id of an entry.
-_ADDED_FIELDS = (
-    *("core_low", "core_high", "core_without_boolq", "core_cropped", "core_empty_regions"),
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A run that reached its target; `entry_id` is the sha256 of everything else in it."""
-
-    entry_id: str
-    status: str
-    cohort: Cohort
-    result: Result
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """A result that somebody else published; `status` says that nobody verified it here."""
-
-    status: str
-    source: str
-    task: str
-    preset: str
-    machine: str
-    devices: int
-    dtype: str
-    target: float
-    train_s: float
-    step: int
-    tokens: int
-    loss: float
-    core: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Board:
-    """The content of one scoreboard file."""
-
-    path: Path
-    entries: tuple[Entry, ...] = ()
-    published: tuple[Published, ...] = ()
+REPLICATED_RUNS = 3
+CERTIFIED_RUNS = 10
+# Above the first rung, an entry rests on a verification.
+VERIFIED: tuple[Status, ...] = ("verified", "replicated", "certified")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +88,7 @@ def finish(folder: RunFolder, root: DataRoot, *, repo_board: Path = REPO_BOARD) 
             reason = str(error)
         else:
             entry_id, board_path = entry.entry_id, str(board.path)
-            rank = _rank(board, entry)
+            rank = rank_of(board, entry)
     event = ResultEvent(
         reached=result.reached,
         status=result.status,  # pyright: ignore[reportArgumentType]
@@ -135,22 +121,42 @@ def finish(folder: RunFolder, root: DataRoot, *, repo_board: Path = REPO_BOARD) 
 
 
 def make_entry(scored: Score) -> Entry:
-    """The entry of a score, with its id."""
-    entry = Entry(entry_id="", status="provisional", cohort=scored.cohort, result=scored.result)
+    """The entry of a score, as the first of a chain."""
+    result, evidence = scored.result, scored.evidence
+    same = {
+        name: getattr(result, name)
+        for name in (
+            *("run_id", "preset", "task", "target", "reached", "loss", "step", "tokens"),
+            *("train_s", "wall_s", "compile_s", "eval_s", "checkpoint_s", "tok_s"),
+            *("peak_memory_bytes", "core", "seed", "dtype", "dtype_reason", "deterministic"),
+            *("val_tokens", "attempts", "created", "finished"),
+        )
+    }
+    reason = "; ".join(scored.breaches) or "entered by its run"
+    entry = Entry(
+        schema_version=SCHEMA_VERSION,
+        entry_id="",
+        prev_entry_id=None,
+        created_utc=result.finished,
+        status="provisional",
+        status_history=(StatusChange(status="provisional", utc=result.finished, reason=reason),),
+        cohort=scored.cohort,
+        result=Achievement(**same, mfu=evidence.mfu, energy_j=evidence.energy_j),
+        selection=evidence.selection,
+        replicates=None,
+        core=evidence.core,
+        model=evidence.model,
+        code=evidence.code,
+        data=evidence.data,
+        env=evidence.env,
+        telemetry=evidence.telemetry,
+        timing=evidence.timing,
+        artifacts=evidence.artifacts,
+        verification=None,
+    )
     # Through JSON and back, so that the id is that of the values a reader of the file will see.
     entry = build(Entry, json.loads(json.dumps(_strict(asdict(entry)))), where="entry")
-    return replace(entry, entry_id=compute_id(entry))
-
-
-def compute_id(entry: Entry) -> str:
-    """sha256 of the entry's canonical JSON without its id."""
-    content = asdict(entry)
-    del content["entry_id"]
-    for name in _ADDED_FIELDS:
-        if content["result"][name] is None:
-            del content["result"][name]
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sealed(entry, prev=None)
 
 
 def boards(root: DataRoot) -> tuple[Board, Board]:
@@ -158,53 +164,13 @@ def boards(root: DataRoot) -> tuple[Board, Board]:
     return load(REPO_BOARD), load(root.board)
 
 
-def load(path: Path) -> Board:
-    """Read and check a board; a missing file is an empty one, anything else wrong a BoardError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return Board(path=path)
-    except (OSError, UnicodeDecodeError) as error:
-        _refuse(path, f"cannot be read: {error}")
-    try:
-        raw: object = json.loads(text, parse_constant=_no_constant, parse_float=_finite_float)
-    except (ValueError, RecursionError) as error:
-        _refuse(path, f"is not JSON: {error}")
-    content = cast("dict[str, Any]", raw) if isinstance(raw, dict) else {}
-    if set(content) != {"format", "entries", "published"}:
-        _refuse(path, "holds something else than format, entries and published")
-    if content["format"] != FORMAT:
-        _refuse(path, f"has format {content['format']!r}, this version reads {FORMAT}")
-    return Board(
-        path=path,
-        entries=_rows(Entry, content["entries"], path, "entries"),
-        published=_rows(Published, content["published"], path, "published"),
-    )
-
-
-def append(path: Path, entry: Entry) -> tuple[Entry, Board]:
-    """Add an entry to the board at `path`, once a run; returns what stands there and the board.
-
-    Readers see the old file or the new one, writers wait for each other. BoardError leaves the
-    file as it was, byte for byte.
-    """
-    path = path.resolve()
-    with _locked(path):
-        board = load(path)
-        for known in board.entries:
-            if known.result.run_id == entry.result.run_id:
-                return known, board
-        if path.exists() and not path.stat().st_mode & stat.S_IWUSR:
-            raise BoardError(f"{path} is read-only", f"Run: chmod u+w {path}")
-        board = replace(board, entries=(*board.entries, entry))
-        _write(board)
-    return entry, board
-
-
 def standings(board: Board) -> tuple[Standing, ...]:
-    """The entries of a board by cohort: fastest first, then fewer steps."""
+    """The runs of a board by cohort: fastest first, then fewer steps; a set of repeats is one row.
+
+    Withdrawn entries have no place.
+    """
     cohorts: dict[Cohort, list[Entry]] = {}
-    for entry in board.entries:
+    for entry in _representatives(board):
         cohorts.setdefault(entry.cohort, []).append(entry)
     return tuple(
         Standing(cohort=cohort, rows=_ranked(entries))
@@ -212,31 +178,128 @@ def standings(board: Board) -> tuple[Standing, ...]:
     )
 
 
-def verify(board: Board) -> tuple[str, ...]:
-    """What is wrong with the entries of a board: changed after the fact, doubled, impossible."""
+def rank_of(board: Board, entry: Entry) -> int | None:
+    """The place of an entry in its cohort; None for one that another of its repeats stands for."""
+    for standing in standings(board):
+        for row in standing.rows:
+            if row.entry.entry_id == entry.entry_id:
+                return row.rank
+    return None
+
+
+def time_of(entry: Entry) -> float:
+    """Seconds by which an entry is ranked: the mean of its repeats, else its own."""
+    repeats = entry.replicates
+    return repeats.mean_train_s if repeats is not None else entry.result.train_s
+
+
+def removed(board: Board, root: DataRoot) -> tuple[str, ...]:
+    """Runs of the data root whose result.json names this board, which has no entry of them."""
+    known = {entry.result.run_id for entry in board.entries}
     problems: list[str] = []
-    seen: set[str] = set()
-    for entry in board.entries:
-        result, cohort, name = entry.result, entry.cohort, entry.result.run_id
-        if entry.entry_id != compute_id(entry):
-            problems.append(f"{name}: the entry was changed after it was made")
-        if name in seen:
-            problems.append(f"{name}: the run is entered twice")
-        seen.add(name)
-        if not result.reached or result.loss is None or result.loss > result.target:
-            problems.append(f"{name}: the run did not reach its target")
-        if (cohort.task, cohort.target, cohort.dtype) != (
-            result.task,
-            result.target,
-            result.dtype,
-        ):
-            problems.append(f"{name}: the entry stands in a cohort that is not its own")
+    for path in sorted(root.runs.glob("*/result.json")):
+        try:
+            told: Any = json.loads(path.read_bytes())
+            board_path, entry_id = told["board"], told["entry_id"]
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+        is_named = isinstance(board_path, str) and Path(board_path) == board.path.resolve()
+        if is_named and entry_id and path.parent.name not in known:
+            problems.append(f"{path.parent.name}: the run was entered here and its entry is gone")
     return tuple(problems)
+
+
+def verify_chain(board: Board) -> tuple[str, ...]:
+    """Where entries were edited, removed, added or moved: from hashes and links alone."""
+    problems: list[str] = []
+    prev: str | None = None
+    for number, line in enumerate(board.lines, start=1):
+        entry_id, before = link(line)
+        if not has_own_hash(line):
+            problems.append(f"entry {number}: it was changed after it was made")
+        if before != prev:
+            problems.append(
+                f"entry {number}: the one before it was removed, added, changed or moved"
+            )
+        prev = entry_id
+    if board.head != prev:
+        problems.append(f"the last entry is {prev}, the file says it was {board.head}")
+    return tuple(problems)
+
+
+def verify(board: Board) -> tuple[str, ...]:
+    """What is wrong with a board: its chain, and entries that are doubled or cannot be true."""
+    problems, last = list(verify_chain(board)), dict[str, Entry]()
+    for entry in board.entries:
+        name = entry.result.run_id
+        if name in last:
+            problems += [f"{name}: {each}" for each in _wrong_after(last[name], entry)]
+        last[name] = entry
+        problems += [f"{name}: {each}" for each in _impossible(entry)]
+    return tuple(problems)
+
+
+def _wrong_after(before: Entry, after: Entry) -> Iterator[str]:
+    """What is wrong with a later record of a run."""
+    different = changed_facts(before, after)
+    if different:
+        yield f"a later record changes its {', '.join(different)}"
+    since = len(before.status_history)
+    if after.status_history[:since] != before.status_history:
+        yield "a later record changes the history of its status"
+    if (after.status_history, after.verification) == (before.status_history, before.verification):
+        yield "the run is entered twice"
+
+
+def _impossible(entry: Entry) -> Iterator[str]:
+    """What cannot be true of an entry, whatever its id."""
+    result, cohort, repeats = entry.result, entry.cohort, entry.replicates
+    if not result.reached or result.loss is None or result.loss > result.target:
+        yield "the run did not reach its target"
+    if (cohort.task, cohort.target, cohort.dtype) != (result.task, result.target, result.dtype):
+        yield "the entry stands in a cohort that is not its own"
+    if not entry.status_history or entry.status_history[-1].status != entry.status:
+        yield "its status is not the last of its history"
+    checks = entry.verification.checks if entry.verification else ()
+    if entry.status in VERIFIED and (not checks or any(c.verdict == "fail" for c in checks)):
+        yield f"it is called {entry.status} without a verification that passed"
+    needed = {"replicated": REPLICATED_RUNS, "certified": CERTIFIED_RUNS}.get(entry.status, 0)
+    may_fail = 1 if needed == CERTIFIED_RUNS else 0
+    if needed and (
+        repeats is None or repeats.n < needed or repeats.failed > may_fail or repeats.finished < 2
+    ):
+        yield f"it is called {entry.status} with fewer than {needed} repeats that finished"
+    if repeats is not None:
+        counts = len(repeats.run_ids), len(set(repeats.seeds)), repeats.finished + repeats.failed
+        if counts != (repeats.n,) * 3 or len(repeats.losses) != repeats.finished:
+            yield "its repeats do not add up, or have seeds in common"
+        if result.run_id not in repeats.run_ids:
+            yield "it is none of its own repeats"
+
+
+def _representatives(board: Board) -> list[Entry]:
+    """One entry for each run that is alone, and one for each set of repeats: of the median time."""
+    chosen, series = list[Entry](), dict[str, list[Entry]]()
+    for entry in board.current:
+        if entry.status == "withdrawn":
+            continue
+        if entry.selection.series is None:
+            chosen.append(entry)
+        else:
+            series.setdefault(entry.selection.series, []).append(entry)
+    return chosen + [median_of(entries) for entries in series.values()]
+
+
+def median_of(entries: list[Entry]) -> Entry:
+    """The entry of the median time, the faster of the middle two; one with repeats goes first."""
+    judged = [entry for entry in entries if entry.replicates is not None] or entries
+    ordered = sorted(judged, key=lambda entry: (entry.result.train_s, entry.result.run_id))
+    return ordered[(len(ordered) - 1) // 2]
 
 
 def _ranked(entries: list[Entry]) -> tuple[Row, ...]:
     def key(entry: Entry) -> tuple[float, int]:
-        return entry.result.train_s, entry.result.step
+        return time_of(entry), entry.result.step
 
     ordered = sorted(entries, key=lambda entry: (*key(entry), entry.result.finished))
     rows: list[Row] = []
@@ -244,14 +307,6 @@ def _ranked(entries: list[Entry]) -> tuple[Row, ...]:
         is_tie = bool(rows) and key(rows[-1].entry) == key(entry)
         rows.append(Row(rank=rows[-1].rank if is_tie else place, entry=entry))
     return tuple(rows)
-
-
-def _rank(board: Board, entry: Entry) -> int | None:
-    for standing in standings(board):
-        for row in standing.rows:
-            if row.entry.entry_id == entry.entry_id:
-                return row.rank
-    return None
 
 
 def _why_not_entered(scored: Score) -> str:
@@ -263,70 +318,8 @@ def _why_not_entered(scored: Score) -> str:
     return "; ".join(scored.doubts)
 
 
-def _rows(cls: type[Any], raw: object, path: Path, name: str) -> tuple[Any, ...]:
-    if not isinstance(raw, list):
-        _refuse(path, f"has {name} that are no list")
-    rows = cast("list[object]", raw)
-    try:
-        return tuple(build(cls, row, where=f"{name}[{i}]") for i, row in enumerate(rows))
-    except (ConfigError, OverflowError) as error:
-        _refuse(path, str(error))
-
-
-def _write(board: Board) -> None:
-    content = {
-        "format": FORMAT,
-        "entries": [asdict(entry) for entry in board.entries],
-        "published": [asdict(row) for row in board.published],
-    }
-    path = board.path
-    try:
-        # Whoever left a temporary file here is gone: this process holds the lock.
-        for stale in path.parent.glob(f".{path.name}.*.tmp"):
-            stale.unlink(missing_ok=True)
-        write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise BoardError(
-            f"cannot write {path}: {error.strerror}",
-            "The board is as it was. Free space or fix the permissions there.",
-        ) from None
-
-
-@contextmanager
-def _locked(path: Path) -> Generator[None]:
-    lock = path.with_name(f".{path.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("a")
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        raise BoardError(
-            f"cannot lock {path}: {error.strerror}", f"Make {path.parent} writable."
-        ) from None
-    with file:
-        yield
-
-
-def _refuse(path: Path, problem: str) -> NoReturn:
-    raise BoardError(
-        f"{path} {problem}",
-        "It was left as it is: restore it from version control or move it away.",
-    )
-
-
 def _strict(value: Any) -> Any:
     """The value with None for every number that JSON cannot hold."""
     if isinstance(value, dict):
         return {key: _strict(item) for key, item in cast("dict[str, Any]", value).items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a number of JSON")
-
-
-def _finite_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is too large")
-    return value

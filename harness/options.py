@@ -20,6 +20,10 @@ Gpus = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Most steps to take.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of weights and order.")]
+Repeat = Annotated[
+    int | None,
+    typer.Option("--repeat", metavar="N", help="N runs of --steps steps, each with its own seed."),
+]
 Dtype = Annotated[
     DtypeName | None,
     typer.Option("--dtype", help="Default: what suits the hardware."),
@@ -46,6 +50,9 @@ DryRun = Annotated[
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Run id, its beginning, or last.")]
 Scored = Annotated[
     str, typer.Argument(metavar="RUN", help="Run id, its beginning, last, or a file of items.")
+]
+Side = Annotated[
+    str, typer.Argument(metavar="RUN", help="Run, last, set of repeats; preset with --repeat.")
 ]
 OptionalRun = Annotated[
     str | None, typer.Option("--run", metavar="RUN", help="Its target, else its newest step.")

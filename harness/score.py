@@ -7,21 +7,22 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from harness import runs
+from harness import evidence, rules, runs
+from harness.entry import Cohort, check_tasks
 from harness.errors import RunError
+from harness.evidence import Evidence, Span
 from harness.pins import read_record
 from nmoe.config import ConfigError, Digests, Hardware, Plan, read_plan
 from nmoe.data.manifest import DataError, Manifest, digest, read_manifest
-from nmoe.events import OutcomeEvent, Record, ValEvent
+from nmoe.events import OutcomeEvent, PhaseEvent, Record, ValEvent
 from nmoe.paths import DataRoot, RunFolder
 
-RULES = "1"
 CUSTOM = "custom"
 
 # CORE is the mean of at most some tens of centered accuracies; a mean taken in another order
@@ -46,6 +47,7 @@ class Result:
     reached: bool
     target: float
     loss: float | None
+    val_tokens: int | None
     step: int
     tokens: int
     train_s: float
@@ -81,78 +83,41 @@ class Result:
     core_empty_regions: int | None = None
 
     def __post_init__(self) -> None:
-        _check_tasks(self.core_tasks)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cohort:
-    """What must be equal before two times may be compared.
-
-    `machine` is the GPU model (`devices` of them) or the CPU model (`devices` cores); `validation`
-    digests the validation text and how it is cut; `rules` is "custom" when an official task is not
-    run as its rules say; `python` matters where the text comes from the interpreter.
-    """
-
-    task: str
-    rules: str
-    target: float
-    validation: str
-    machine: str
-    devices: int
-    dtype: str
-    python: str | None
-
-    @property
-    def label(self) -> str:
-        """One line for a heading."""
-        rules = "" if self.rules == RULES else f" · {self.rules} rules"
-        python = f" · python {self.python}" if self.python else ""
-        machine = f"{self.devices} x {self.machine}"
-        return f"{self.task} <= {self.target:g}{rules} · {machine} · {self.dtype}{python}"
+        check_tasks(self.core_tasks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A result and where it belongs; `doubts` say why it may not be entered anywhere."""
+    """A result, what the run's files say beside it, and where it belongs.
+
+    `breaches` are rules of its task that the run broke: then it is ranked under custom rules.
+    `doubts` say why it may not be entered anywhere. `began` is the unix time of its first step.
+    """
 
     result: Result
+    began: float
+    evidence: Evidence
     cohort: Cohort
     is_official: bool
+    breaches: tuple[str, ...]
     doubts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Task:
-    """The rules of an official task, as far as a plan and its data can be held to them."""
+def compute(
+    folder: RunFolder, root: DataRoot, *, history: tuple[runs.RunState, Span] | None = None
+) -> Score:
+    """The score of a run that is over; RunError when the folder holds no usable plan.
 
-    target: float
-    windows: int
-    seq_len: int
-    validate_every: int
-    source: str
-
-
-_OFFICIAL = {
-    "fineweb-edu": _Task(
-        target=3.28,
-        windows=5120,
-        seq_len=2048,
-        validate_every=128,
-        source="karpathy/fineweb-edu-100b-shuffle",
-    )
-}
-
-
-def compute(folder: RunFolder, root: DataRoot) -> Score:
-    """The score of a run that is over; RunError when the folder holds no usable plan."""
+    `history` is what `read` told of the folder, for those who have read it already.
+    """
     try:
         plan = read_plan(folder.plan)
     except ConfigError as error:
         raise RunError(f"cannot score {folder.run_id}: {error}") from None
-    state, finished = _read(folder)
+    state, span = history or read(folder)
     dataset = root.dataset(plan.data.data_path)
     train, val = _manifest(dataset / "train"), _manifest(dataset / "val")
-    result = _result(plan, state, train=train, val=val, finished=finished)
+    result = _result(plan, state, train=train, val=val, finished=span.ended)
     doubts = [] if state.outcome is None else list(_contradictions(plan, state, state.outcome))
     if (train is None and plan.flow is None) or val is None:
         doubts.append(f"the data of the run cannot be identified: no whole dataset in {dataset}")
@@ -160,14 +125,33 @@ def compute(folder: RunFolder, root: DataRoot) -> Score:
         doubts.append("the plan was made for hardware that is not there")
     if not _machine(plan):
         doubts.append("the machine is not known by name, so nothing can be compared with it")
-    bundle = read_record(root.bundle(plan.data.bundle))
+    breaches = _breaches(plan, result, state.val)
+    task, bundle = rules.task(result.task), read_record(root.bundle(plan.data.bundle))
     has_official_bundle = bundle is not None and bundle.is_official
-    is_official = has_official_bundle and _is_official(plan, result, state.val)
+    if task is not None and task.is_official and not has_official_bundle:
+        breaches = (*breaches, "the eval bundle is not recorded as the official one")
     return Score(
         result=result,
-        cohort=_cohort(plan, result.val_data, is_official=is_official),
-        is_official=is_official,
+        began=span.began,
+        evidence=evidence.gather(
+            *(folder, plan, state), train=train, val=val, span=span, train_s=result.train_s
+        ),
+        cohort=_cohort(plan, result.val_data, follows=not breaches),
+        is_official=task is not None and task.is_official and not breaches,
+        breaches=breaches,
         doubts=tuple(doubts),
+    )
+
+
+def _breaches(plan: Plan, result: Result, val: ValEvent | None) -> tuple[str, ...]:
+    return rules.breaches(
+        plan,
+        data_source=result.data_source,
+        train_data=result.train_data,
+        val_data=result.val_data,
+        val_tokens=val.tokens if val else None,
+        params_total=result.params_total,
+        params_active=result.params_active,
     )
 
 
@@ -192,6 +176,7 @@ def _result(
         reached=reached,
         target=plan.target.target_loss,
         loss=_finite(last.loss if last else None),
+        val_tokens=last.tokens if last else None,
         step=ended.step,
         tokens=tokens,
         train_s=ended.train_s,
@@ -212,7 +197,7 @@ def _result(
         attempts=state.attempt + 1,
         hardware=plan.hardware,
         digests=plan.digests,
-        data_source=_data_source(plan, train),
+        data_source=evidence.source(plan, train),
         train_data=plan.flow.digest if plan.flow else digest(train) if train else None,
         val_data=digest(val) if val else None,
         versions=plan.versions,
@@ -238,14 +223,6 @@ def _core_values(state: runs.RunState) -> dict[str, Any]:
         },
         "core_bundle": core.bundle if core else None,
     }
-
-
-def _check_tasks(tasks: Mapping[str, object]) -> None:
-    for name, task in tasks.items():
-        values = cast("dict[str, object]", task) if isinstance(task, dict) else {}
-        are_numbers = all(isinstance(value, int | float | None) for value in values.values())
-        if set(values) != {"items", "acc", "centered"} or not are_numbers:
-            raise ConfigError(f"core_tasks.{name}: got {task!r}, expected items, acc, centered")
 
 
 def _has_reached(plan: Plan, val: ValEvent | None, outcome: OutcomeEvent | None) -> bool:
@@ -282,7 +259,7 @@ def _contradictions(plan: Plan, state: runs.RunState, outcome: OutcomeEvent) -> 
                 f" of {outcome.wall_s} s"
             )
     yield from _clock_errors(state, a_step)
-    yield from _core_errors(state)
+    yield from core_errors(state)
 
 
 def _clock_errors(state: runs.RunState, a_step: int) -> Iterator[str]:
@@ -299,7 +276,7 @@ def _clock_errors(state: runs.RunState, a_step: int) -> Iterator[str]:
             last_step, last_s = point.step, point.train_s
 
 
-def _core_errors(state: runs.RunState) -> Iterator[str]:
+def core_errors(state: runs.RunState) -> Iterator[str]:
     if state.core is None:
         return
     tasks = state.core_tasks
@@ -314,17 +291,15 @@ def _core_errors(state: runs.RunState) -> Iterator[str]:
 def plan_cohort(plan: Plan, root: DataRoot) -> Cohort:
     """The cohort that a run of this plan belongs to if it keeps to the rules."""
     val = _manifest(root.dataset(plan.data.data_path) / "val")
-    return _cohort(plan, digest(val) if val else None, is_official=True)
+    return _cohort(plan, digest(val) if val else None, follows=True)
 
 
-def _cohort(plan: Plan, val_data: str | None, *, is_official: bool) -> Cohort:
-    # A task that is not official has no rules to break, only its own validation.
-    follows = is_official or plan.data.task not in _OFFICIAL
+def _cohort(plan: Plan, val_data: str | None, *, follows: bool) -> Cohort:
     cut = (val_data, plan.validation.windows, plan.train.seq_len, plan.validation.every)
     python = plan.versions.get("python") or platform.python_version()
     return Cohort(
         task=plan.data.task,
-        rules=RULES if follows else CUSTOM,
+        rules=rules.current().version if follows else CUSTOM,
         target=plan.target.target_loss,
         validation=hashlib.sha256(json.dumps(cut).encode()).hexdigest()[:16],
         machine=_machine(plan),
@@ -338,35 +313,19 @@ def _machine(plan: Plan) -> str:
     return (plan.hardware.gpu if plan.device == "cuda" else plan.hardware.cpu) or ""
 
 
-def _is_official(plan: Plan, result: Result, val: ValEvent | None) -> bool:
-    """Whether the run kept to the rules of an official task, on the canonical data."""
-    task = _OFFICIAL.get(result.task)
-    return (
-        task is not None
-        and val is not None
-        and plan.target.target_loss == task.target
-        and plan.validation.windows == task.windows
-        and plan.validation.every >= task.validate_every
-        and plan.train.seq_len == task.seq_len
-        and plan.eval.cap == 0
-        and val.tokens == task.windows * task.seq_len
-        and task.source in (result.data_source or "")
-    )
-
-
-def _read(folder: RunFolder) -> tuple[runs.RunState, float]:
-    """The state of a run and when it ended: at its outcome, else with its last word."""
-    reader, outcomes = runs.RunReader(folder), list[Record]()
+def read(folder: RunFolder) -> tuple[runs.RunState, Span]:
+    """The state of a run, and its clock's span: from its training to its outcome or last word."""
+    reader, outcomes, began = runs.RunReader(folder), list[Record](), 0.0
     while records := reader.read():
         outcomes += [record for record in records if isinstance(record.event, OutcomeEvent)]
+        began = began or next((r.time for r in records if _is_training(r)), 0.0)
     state = reader.state
-    return state, outcomes[-1].time if state.outcome else state.updated
+    ended = outcomes[-1].time if state.outcome else state.updated
+    return state, Span(began=began, ended=ended)
 
 
-def _data_source(plan: Plan, train: Manifest | None) -> str | None:
-    if plan.flow is not None:
-        return f"flow {plan.flow.profile}: {', '.join(each.name for each in plan.flow.sources)}"
-    return f"{train.source}@{train.revision}" if train else None
+def _is_training(record: Record) -> bool:
+    return isinstance(record.event, PhaseEvent) and record.event.phase == "training"
 
 
 def _manifest(folder: Path) -> Manifest | None:

@@ -1,13 +1,16 @@
 """Runs, boards, checks and plans as plain lines of text; what comes from files is made harmless."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from harness import format as text
-from harness.compare import Comparison
+from harness.compare import Comparison, RunComparison
 from harness.doctor import Check
+from harness.entry import Entry, Verification
 from harness.errors import Problem
-from harness.leaderboard import Board, standings
+from harness.leaderboard import Board, standings, time_of
 from harness.runs import Summary
+from harness.significance import Interval
 from nmoe.config import Plan
 from nmoe.paths import DataRoot
 
@@ -65,13 +68,13 @@ def board_lines(boards: Sequence[Board]) -> list[str]:
                 (
                     (
                         row.rank,
-                        text.exact_seconds(row.entry.result.train_s),
+                        text.exact_seconds(time_of(row.entry)),
                         f"{text.count(row.entry.result.step)} steps",
                         f"{text.tokens(row.entry.result.tokens)} tokens",
                         f"val {text.loss(row.entry.result.loss)}",
                         f"CORE {text.core(row.entry.result.core)}",
                         row.entry.result.preset,
-                        row.entry.status,
+                        _standing(row.entry),
                         row.entry.result.run_id,
                     )
                     for row in standing.rows
@@ -100,11 +103,30 @@ def board_lines(boards: Sequence[Board]) -> list[str]:
     return lines
 
 
+def _standing(entry: Entry) -> str:
+    """The status of an entry, and what its repeats say."""
+    repeats = entry.replicates
+    if repeats is None:
+        return entry.status
+    return f"{entry.status} ({repeats.finished}/{repeats.n}, p {text.probability(repeats.p)})"
+
+
 def check_lines(checks: Sequence[Check]) -> list[str]:
     """The doctor's findings: verdict, name, value, and below it the fix."""
     lines = columns((check.verdict, check.name, check.value) for check in checks)
     fixes = [[f"    → {safe(check.fix)}"] if check.fix else [] for check in checks]
     return [line for pair in zip(lines, fixes, strict=True) for line in (pair[0], *pair[1])]
+
+
+def verification_lines(run_id: str, found: Verification, status: str | None) -> list[str]:
+    """Every check with its verdict and reason, and what became of the entry."""
+    counts = Counter(check.verdict for check in found.checks)
+    total = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("pass", "fail", "skip"))
+    entry = "no entry on a board" if status is None else f"the entry is {status}"
+    return [
+        *columns((check.verdict, check.id, check.reason) for check in found.checks),
+        f"{safe(run_id)}: {total}; {entry}",
+    ]
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:
@@ -130,6 +152,37 @@ def comparison_lines(comparison: Comparison) -> list[str]:
             f" B - A {text.core(core.difference)}{text.interval(core.ci95)}"
         )
     return lines + [f"note: {safe(note)}" for note in comparison.notes]
+
+
+def run_comparison_lines(found: RunComparison) -> list[str]:
+    """Two sets of runs: cohort, difference of loss and time with their intervals, the verdict."""
+    loss, time = found.loss, found.train_s
+    return [
+        f"A {safe(found.a)}",
+        f"B {safe(found.b)}",
+        f"{safe(found.cohort.label)}, {loss.n} pair(s)",
+        *columns(
+            (
+                ("loss B - A", text.fixed(loss.mean, decimals=5), _bounds(loss, 5), "nats"),
+                ("time B - A", text.fixed(time.mean, decimals=2), _bounds(time, 2), "s"),
+            )
+        ),
+        f"loss: {_verdict(found.is_other_loss, loss)}; time: {_verdict(found.is_other_time, time)}",
+        *(f"note: {safe(note)}" for note in found.notes),
+    ]
+
+
+def _bounds(interval: Interval, decimals: int) -> str:
+    if interval.low is None or interval.high is None:
+        return "no interval"
+    low, high = (text.fixed(x, decimals=decimals) for x in (interval.low, interval.high))
+    return f"[{low}, {high}]"
+
+
+def _verdict(is_other: bool, interval: Interval) -> str:
+    if not is_other:
+        return "no difference shown"
+    return "B is lower" if interval.mean < 0 else "B is higher"
 
 
 def plan_lines(plan: Plan, root: DataRoot) -> list[str]:

@@ -180,9 +180,10 @@ class Eval(Every):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The validation loss, in nats a token, that ends the race."""
+    """The validation loss, in nats a token, that ends the race; a fixed horizon asks at its end."""
 
     target_loss: float
+    stop_rule: Literal["first_crossing", "fixed_horizon"] = "first_crossing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,6 +250,7 @@ class Plan(Config):
     digests: Digests
     flow: Flow | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    series: str | None = None  # the repeats that the run belongs to
 
     def __post_init__(self) -> None:
         check(self)
@@ -302,14 +304,14 @@ def read_plan(path: Path) -> Plan:
 
 
 def config_digest(config: Config) -> str:
-    """sha256 over the recipe: without seed, steps, micro-batches, logging, paths, interim CORE.
+    """sha256 over the recipe, without seed, steps and stop rule, micro-batches, logging, paths.
 
     What a mixture's files say is in the digest of the flow.
     """
     sections = {
         f.name: asdict(getattr(config, f.name)) for f in fields(Config) if f.name != "preset"
     }
-    del sections["log"], sections["checkpoint"]
+    del sections["log"], sections["checkpoint"], sections["target"]["stop_rule"]
     for name in ("seed", "steps", "micro_batch"):
         del sections["train"][name]
     for name in ("every", "interim_cap"):

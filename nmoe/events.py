@@ -6,9 +6,10 @@ its field is named in `"nf"`. Readers skip kinds they do not know and refuse ver
 """
 
 import json
-import math
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Literal
+
+from nmoe.kinds import count, misfit, moment, with_non_finite, without_non_finite
 
 VERSION = 1
 
@@ -334,7 +335,10 @@ class Record:
 def encode(record: Record) -> str:
     """One strict-JSON line without the newline."""
     event, non_finite = record.event, list[str]()
-    body = {f.name: _finite(getattr(event, f.name), f.name, non_finite) for f in fields(event)}
+    body = {
+        f.name: without_non_finite(getattr(event, f.name), f.name, non_finite)
+        for f in fields(event)
+    }
     head = {"v": VERSION, "s": record.seq, "t": round(record.time, 3), "a": record.attempt}
     line: dict[str, Any] = {**head, "k": event.kind, **body}
     if non_finite:
@@ -353,8 +357,8 @@ def decode(line: str | bytes) -> Record | None:
         return None
     try:
         event = event_type(**_values(event_type, raw))
-        head = {"seq": int(raw["s"]), "time": float(raw["t"]), "attempt": int(raw["a"])}
-        return Record(**head, event=event)
+        seq, attempt = count(raw["s"]), count(raw["a"])
+        return Record(seq=seq, time=moment(raw["t"]), attempt=attempt, event=event)
     except (KeyError, TypeError, ValueError) as error:
         raise EventError(f"broken {event_type.kind} event: {error}") from None
 
@@ -378,23 +382,11 @@ def _values(event_type: type[Event], raw: dict[str, Any]) -> dict[str, Any]:
     lost = set(raw.get("nf", ()))
     for field in fields(event_type):
         if field.name in raw:
-            value = _restore(raw[field.name]) if field.name in lost else raw[field.name]
+            value = with_non_finite(raw[field.name]) if field.name in lost else raw[field.name]
             values[field.name] = tuple(value) if isinstance(value, list) else value
         elif field.default is MISSING:
             raise EventError(f"{event_type.kind} event without {field.name!r}")
+    wrong = misfit(event_type, values)
+    if wrong is not None:
+        raise EventError(f"broken {event_type.kind} event: {wrong}")
     return values
-
-
-def _finite(value: Any, name: str, non_finite: list[str]) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        non_finite.append(name)
-        return None
-    if isinstance(value, tuple):
-        return [_finite(item, name, non_finite) for item in value]
-    return value
-
-
-def _restore(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_restore(item) for item in value]
-    return math.nan if value is None else value

@@ -39,6 +39,11 @@ class DataRoot:
         return self.path / "runs"
 
     @property
+    def repeats(self) -> Path:
+        """Folder of the registered sets of repeats."""
+        return self.path / "repeats"
+
+    @property
     def experiments(self) -> Path:
         return self.path / "experiments.db"
 

@@ -6,7 +6,8 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, TypeVar
+from functools import cache
+from typing import Any, Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -17,28 +18,68 @@ class ConfigError(ValueError):
 
 def build(cls: type[T], raw: object, *, where: str, section: str = "") -> T:
     """A frozen dataclass from a mapping, checking every key and type; ConfigError names both."""
-    place = f"in [{section}]" if section else "at the top level"
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where}: got {_typename(raw)} {place}, expected a table")
-    hints = typing.get_type_hints(cls)
-    known = [f for f in fields(cls) if f.init]  # pyright: ignore[reportArgumentType]
-    names = [f.name for f in known]
-    for key in raw:
-        if key not in names:
-            kind = "section" if isinstance(raw[key], Mapping) else "key"
-            raise ConfigError(f'{where}: unknown {kind} "{key}" {place}.{nearest(str(key), names)}')
+        raise ConfigError(f"{where}: got {_typename(raw)} {_place(section)}, expected a table")
+    known = _fields_of(cls)
     values: dict[str, Any] = {}
     for item in known:
-        label = f"{section}.{item.name}" if section else item.name
-        if item.name in raw:
-            values[item.name] = _convert(hints[item.name], raw[item.name], where=where, label=label)
-        elif item.default is MISSING and item.default_factory is MISSING:
-            kind = "section" if is_dataclass(hints[item.name]) else "key"
+        value = raw.get(item.name, MISSING)
+        if type(value) in item.kinds:
+            values[item.name] = value
+        elif value is not MISSING:
+            label = f"{section}.{item.name}" if section else item.name
+            values[item.name] = _convert(item.hint, value, where=where, label=label)
+        elif item.is_required:
+            _refuse_unknown(raw, known, where=where, section=section)
+            label = f"{section}.{item.name}" if section else item.name
+            kind = "section" if is_dataclass(item.hint) else "key"
             raise ConfigError(f'{where}: missing {kind} "{label}"')
+    if len(values) < len(raw):
+        _refuse_unknown(raw, known, where=where, section=section)
     try:
         return cls(**values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if not section else str(error)) from None
+
+
+class _Field(NamedTuple):
+    """A field of a dataclass; values of exactly one of `kinds` need no closer look."""
+
+    name: str
+    hint: Any
+    kinds: frozenset[type]
+    is_required: bool
+
+
+@cache
+def _fields_of(cls: type) -> tuple[_Field, ...]:
+    hints = typing.get_type_hints(cls)
+    plain = {str, int, float, bool, types.NoneType}
+    return tuple(
+        _Field(
+            name=item.name,
+            hint=hints[item.name],
+            kinds=frozenset(kind for kind in _options(hints[item.name]) if kind in plain),
+            is_required=item.default is MISSING and item.default_factory is MISSING,
+        )
+        for item in fields(cls)
+        if item.init
+    )
+
+
+def _refuse_unknown(
+    raw: Mapping[Any, Any], known: Sequence[_Field], *, where: str, section: str
+) -> None:
+    names = [item.name for item in known]
+    for key in raw:
+        if key not in names:
+            kind = "section" if isinstance(raw[key], Mapping) else "key"
+            near = nearest(str(key), names)
+            raise ConfigError(f'{where}: unknown {kind} "{key}" {_place(section)}.{near}')
+
+
+def _place(section: str) -> str:
+    return f"in [{section}]" if section else "at the top level"
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -88,20 +129,28 @@ def _convert(hint: Any, value: Any, *, where: str, label: str) -> Any:
         raise ConfigError(f"{where}: {label}: got {value!r}.{nearest(str(value), names)}")
     for option in _options(hint):
         if _fits(option, value):
-            return float(value) if option is float else value
+            return _as_float(value, where=where, label=label) if option is float else value
         if option is int and isinstance(value, float) and value.is_integer():
             return int(value)
     wanted = " or ".join(getattr(option, "__name__", str(option)) for option in _options(hint))
     raise ConfigError(f"{where}: {label}: got {_typename(value)} {value!r}, expected {wanted}")
 
 
+def _as_float(value: Any, *, where: str, label: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(f"{where}: {label}: got a number that is too large") from None
+
+
 def _choices(hint: Any) -> tuple[Any, ...] | None:
-    if typing.get_origin(hint) is Literal:
-        return typing.get_args(hint)
-    options = _options(hint)
-    if len(options) > 1 and all(typing.get_origin(option) is Literal for option in options):
-        return tuple(choice for option in options for choice in typing.get_args(option))
-    return None
+    """What a union of literals, and perhaps None, admits; None for any other hint."""
+    choices: list[Any] = []
+    for option in _options(hint):
+        if typing.get_origin(option) is not Literal and option is not types.NoneType:
+            return None
+        choices += typing.get_args(option) or [None]
+    return tuple(choices)
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

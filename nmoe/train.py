@@ -76,7 +76,8 @@ def fit(run: Run) -> bool:
             stop = log_step(run)
         if is_last or plan.validation.is_due(run.step):
             result = validation_step(run)  # off the clock
-            if result.loss <= plan.target.target_loss:
+            counts = is_last or plan.target.stop_rule == "first_crossing"
+            if counts and result.loss <= plan.target.target_loss:
                 run.reached = save(run, "target", loss=result.loss)
                 return True
         if plan.eval.is_due(run.step):

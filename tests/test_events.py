@@ -140,7 +140,46 @@ def test_decode_refuses_what_is_not_an_event(line: str) -> None:
         decode(line)
 
 
-@given(st.text(), st.integers(), st.integers())
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"step": "1"}, "step"),
+        ({"step": 1.0}, "step"),
+        ({"step": True}, "step"),
+        ({"step": 1 << 63}, "step"),
+        ({"loss": None}, "loss"),
+        ({"loss": "low"}, "loss"),
+        ({"mfu": []}, "mfu"),
+        ({"s": -1}, "count"),
+        ({"s": "0"}, "count"),
+        ({"a": 0.5}, "count"),
+        ({"t": "now"}, "time"),
+        ({"t": 1e300}, "time"),
+    ],
+)
+def test_decode_refuses_values_of_another_kind(change: dict[str, object], word: str) -> None:
+    event = StepEvent(
+        step=1,
+        tokens=8,
+        loss=2.0,
+        lr=0.1,
+        grad_norm=1.0,
+        ms=1.0,
+        tok_s=1.0,
+        mfu=None,
+        train_s=1.0,
+        wall_s=1.0,
+    )
+    raw = json.loads(encode(Record(seq=0, time=0.0, attempt=0, event=event)))
+    assert decode(json.dumps(raw)) is not None
+    with pytest.raises(EventError, match=word):
+        decode(json.dumps(raw | change))
+
+
+COUNTS = st.integers(-(2**63), 2**63 - 1)
+
+
+@given(st.text(), COUNTS, COUNTS)
 def test_event_carries_any_text_and_number(text: str, done: int, total: int) -> None:
     event = PrepEvent(job=text, done=done, total=total, unit="bytes")
     line = encode(Record(seq=0, time=0.0, attempt=0, event=event))

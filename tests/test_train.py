@@ -215,6 +215,22 @@ def test_train_scores_core_and_exits_with_zero_when_the_target_is_reached(root: 
     assert isinstance(tiny.events(folder, ExitEvent)[-1].event, ExitEvent)
 
 
+def test_train_goes_to_a_fixed_horizon_and_counts_its_last_validation(root: Path) -> None:
+    write_mini_bundle(root / "eval" / "pocket_bundle")
+    early = ("target.target_loss=4.9", "train.seq_len=128")
+    fixed = 'target.stop_rule="fixed_horizon"'
+    folder = train(root, *early, fixed, "train.steps=22", expect=0)
+    outcome = tiny.events(folder, OutcomeEvent)[-1].event
+    vals = [r.event for r in tiny.events(folder, ValEvent) if isinstance(r.event, ValEvent)]
+    assert isinstance(outcome, OutcomeEvent)
+    assert [val.step for val in vals] == [8, 16, 22]
+    assert vals[1].loss <= 4.9  # it went on
+    assert (outcome.step, outcome.loss) == (22, vals[-1].loss)
+    assert [path.parent.name for path in folder.checkpoints.glob("target_*/manifest.json")] == [
+        "target_00000022"
+    ]
+
+
 def test_train_scores_core_alike_when_spread_over_ranks(root: Path) -> None:
     write_mini_bundle(root / "eval" / "pocket_bundle")
     reach = ("target.target_loss=4.9", "train.seq_len=128", "train.micro_batch=4")

@@ -1,4 +1,4 @@
-"""The verb of scoreboards: leaderboard."""
+"""The verbs of scoreboards: leaderboard, verify."""
 
 import json
 from dataclasses import asdict
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from harness.errors import BoardError, RunError
 from harness.options import Json
 from harness.terminal import answer, say
 
@@ -20,17 +21,63 @@ def leaderboard(
     """Show the scoreboards of repository and data root."""
     from harness import leaderboard as board_file
     from harness import tables
-    from harness.errors import BoardError
     from nmoe.paths import data_root
 
-    boards = board_file.boards(data_root())
+    root = data_root()
+    boards = board_file.boards(root)
     if verify:
-        problems = [problem for board in boards for problem in board_file.verify(board)]
+        problems = [
+            problem
+            for board in boards
+            for problem in (*board_file.verify(board), *board_file.removed(board, root))
+        ]
         if problems:
             raise BoardError("; ".join(problems), "Restore the file from version control.")
     if as_json:
-        answer(json.dumps([asdict(board) for board in boards], default=str))
+        shown = [
+            {
+                "path": str(board.path),
+                "head": board.head,
+                "entries": [asdict(entry) for entry in board.entries],
+                "published": [asdict(row) for row in board.published],
+            }
+            for board in boards
+        ]
+        answer(json.dumps(shown))
     else:
         answer(*tables.board_lines(boards))
     if verify:
         say("every entry is as it was written")
+
+
+def verify(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="RUN|ENTRY", help="Run, last, entry or set of repeats."),
+    ],
+    *,
+    level: Annotated[
+        int, typer.Option("--level", min=0, max=4, help="The highest rung of the ladder.")
+    ] = 4,
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="N", min=1, help="Steps that rung 4 trains again.")
+    ] = 20,
+    as_json: Json = False,
+) -> None:
+    """Check a run from its files up to training its first steps again."""
+    from harness import campaign, repeats, tables
+    from harness import verify as ladder
+    from nmoe.paths import data_root
+
+    root = data_root()
+    if repeats.exists(name, root):
+        concluded = campaign.conclude(repeats.read(name, root), root, say=say)
+        answer(*([json.dumps(asdict(concluded))] if as_json else campaign.sentences(concluded)))
+        return
+    report = ladder.verify(name, root, level=level, steps=steps)
+    if as_json:
+        answer(json.dumps(asdict(report)))
+    else:
+        answer(*tables.verification_lines(report.run_id, report.verification, report.status))
+    if report.failures:
+        raise typer.Exit(RunError.exit_code)

@@ -20,6 +20,7 @@ from harness.options import (
     Mirror,
     Overrides,
     Quiet,
+    Repeat,
     RunName,
     Seed,
     Steps,
@@ -28,7 +29,11 @@ from harness.terminal import answer, become, has_terminal, say
 from harness.verbs.board import leaderboard
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.campaign import Conclusion
     from harness.hardware import Detection
+    from harness.headless import Output
     from nmoe.config import Plan
     from nmoe.paths import DataRoot, RunFolder
 
@@ -47,6 +52,7 @@ def speedrun(
     gpus: Gpus = None,
     steps: Steps = None,
     seed: Seed = None,
+    repeat: Repeat = None,
     data: DataFolder = None,
     mirror: Mirror = None,
     overrides: Overrides = None,
@@ -81,6 +87,10 @@ def speedrun(
     if dry_run:
         _show_plan(plan, detection, root, as_json=as_json)
         return
+    if repeat is not None:
+        output = _output(as_json, quiet)
+        code, _ = run_repeats([plan], detection, root, repeat, steps, seed, output, mirror)
+        raise typer.Exit(code)
     is_screen = not (headless or as_json or quiet) and has_terminal()
     _launch(plan, detection, root, is_screen=is_screen, as_json=as_json, quiet=quiet, mirror=mirror)
 
@@ -188,6 +198,32 @@ def _show_plan(plan: "Plan", detection: "Detection", root: "DataRoot", *, as_jso
     answer(*tables.plan_lines(plan, root), *map(tables.problem_line, problems))
 
 
+def run_repeats(
+    plans: "Sequence[Plan]",
+    detection: "Detection",
+    root: "DataRoot",
+    times: int,
+    steps: int | None,
+    seed: int | None,
+    output: "Output",
+    mirror: str | None,
+) -> "tuple[int, list[Conclusion]]":
+    """A set of repeats of each plan, taking turns; (exit code, verdicts)."""
+    from harness import campaign, preflight
+
+    if steps is None:
+        raise UsageError("repeats need a horizon that is fixed in advance", "Add: --steps N")
+    for plan in plans:
+        refusal = preflight.first_blocking(preflight.problems(plan, detection, root))
+        if refusal is not None:
+            raise refusal.error()
+    return campaign.run(plans, root, times=times, seed=seed, output=output, mirror=mirror, say=say)
+
+
+def _output(as_json: bool, quiet: bool) -> "Output":
+    return "quiet" if quiet else "json" if as_json else "all"
+
+
 def _launch(
     plan: "Plan",
     detection: "Detection",
@@ -220,7 +256,7 @@ def _launch(
 def _follow(folder: "RunFolder", *, as_json: bool, quiet: bool, passes_stop: bool) -> NoReturn:
     from harness import headless
 
-    output = "quiet" if quiet else "json" if as_json else "all"
+    output = _output(as_json, quiet)
     raise typer.Exit(headless.follow(folder, output=output, passes_stop=passes_stop))
 
 

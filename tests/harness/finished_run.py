@@ -16,6 +16,7 @@ from nmoe.events import (
     StepEvent,
     ValEvent,
 )
+from nmoe.flops import count_parameters, padded_vocab
 from nmoe.paths import REPO_ROOT, DataRoot, RunFolder, write_atomic
 
 RUN_ID = "pocket-20260101-000000-abcd"
@@ -65,6 +66,7 @@ def events_of(
     """The events of a run that reaches its target at `steps` and is scored."""
     batch = plan.train.batch_size * plan.train.seq_len
     end_loss = plan.target.target_loss - 0.01 if loss is None else loss
+    parameters = count_parameters(plan, padded_vocab(257))
     events: list[Event] = [PhaseEvent(phase="training")]
     every = plan.validation.every
     for step in range(every, steps + 1, every):
@@ -118,8 +120,8 @@ def events_of(
             eval_s=5.0,
             checkpoint_s=1.0,
             peak_memory_bytes=10**9,
-            params_total=1000,
-            params_active=500,
+            params_total=parameters.total,
+            params_active=parameters.active,
         ),
     ]
     return events

@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness import leaderboard, score
+from harness.entry import sealed
 from harness.errors import BoardError, RunError
 from harness.leaderboard import Board, Entry
 from harness.pins import BundleRecord, write_record
@@ -45,17 +48,24 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
 def another(entry: Entry, number: int, **changes: Any) -> Entry:
     """The entry of another run, with its own id."""
     changes = {"run_id": f"pocket-{number}", **changes}
-    entry = replace(entry, result=replace(entry.result, **changes))
-    return replace(entry, entry_id=leaderboard.compute_id(entry))
+    return sealed(replace(entry, result=replace(entry.result, **changes)), prev=None)
+
+
+def chained(*entries: Entry) -> Board:
+    """A board whose chain is whole."""
+    chain: list[Entry] = []
+    for entry in entries:
+        chain.append(sealed(entry, prev=chain[-1].entry_id if chain else None))
+    return Board.of(Path("x"), chain)
 
 
 def official_plan() -> Plan:
     config = read_config(REPO_ROOT / "configs/speedrun/pocket.toml")
     return make_plan(
-        "super-20260101-000000-abcd",
+        "open-20260101-000000-abcd",
         config=replace(
             config,
-            preset="super",
+            preset="open-recipe",
             data=replace(config.data, task="fineweb-edu", data_path="speedrun"),
             train=replace(config.train, seq_len=2048, batch_size=256),
             validation=replace(config.validation, every=128, windows=5120),
@@ -82,7 +92,7 @@ def test_finish_enters_the_run_when_it_reached_the_target_and_has_core(
     assert event.board == str(root.board)
     assert [entry.entry_id for entry in board.entries] == [event.entry_id]
     assert board.entries[0].result.core == pytest.approx(0.25)
-    assert board.entries[0].result.core_tasks["copy"]["items"] == 50
+    assert board.entries[0].core.tasks["copy"]["items"] == 50
     assert not leaderboard.verify(board)
     assert not repo_board.exists()
     written = json.loads(folder.result.read_text())
@@ -315,7 +325,7 @@ def test_standings_rank_by_time_then_steps_within_a_cohort(entry: Entry, runs: A
         )
         for i, (train_s, step, machine) in enumerate(runs)
     )
-    standings = leaderboard.standings(Board(path=Path("x"), entries=entries))
+    standings = leaderboard.standings(Board.of(Path("x"), entries))
     placed = [row.entry for standing in standings for row in standing.rows]
     assert sorted(e.result.run_id for e in placed) == sorted(e.result.run_id for e in entries)
     for standing in standings:
@@ -345,7 +355,7 @@ def test_repository_board_holds_the_published_rows_marked_as_such() -> None:
         assert row.loss <= row.target
 
 
-VALID = {"format": 1, "entries": [], "published": []}
+VALID = {"format": 2, "entries": [], "published": [], "head": None}
 
 
 @pytest.mark.parametrize(
@@ -354,8 +364,12 @@ VALID = {"format": 1, "entries": [], "published": []}
         "",
         "[]",
         "null",
-        '{"format": 1',
-        json.dumps({**VALID, "format": 2}),
+        '{"format": 2',
+        json.dumps({**VALID, "format": 3}),
+        json.dumps({**VALID, "format": 1}),
+        json.dumps({**VALID, "head": "0" * 64}),
+        '{"format":2,"entries":[\n{},\n],"published":[\n],"head":null}',
+        '{"format":2,"entries":[\n{}\n{}\n],"published":[\n],"head":null}',
         json.dumps({**VALID, "more": 1}),
         json.dumps({"entries": [], "published": []}),
         json.dumps({**VALID, "entries": {}}),
@@ -363,7 +377,7 @@ VALID = {"format": 1, "entries": [], "published": []}
         json.dumps({**VALID, "entries": [{}]}),
         json.dumps({**VALID, "published": [{"source": "x"}]}),
         "[" * 100_000,
-        '{"format": 1, "entries": [], "published": NaN}',
+        '{"format": 2, "entries": [], "published": NaN, "head": null}',
         "\xff\xfe",
     ],
 )
@@ -382,7 +396,10 @@ def test_append_leaves_the_file_alone_when_it_is_not_a_board(
     [
         (("result", "train_s"), "fast"),
         (("result", "train_s"), None),
-        (("result", "core_tasks"), {"copy": 1}),
+        (("core", "tasks"), {"copy": 1}),
+        (("selection", "stop_rule"), "best"),
+        (("status",), "approved"),
+        (("schema_version",), 3),
         (("result", "surprise"), 1),
         (("cohort", "devices"), 1.5),
         (("entry_id",), 7),
@@ -404,9 +421,10 @@ def test_load_refuses_an_entry_of_another_shape(
 
 @pytest.mark.parametrize("number", ["1e999", "NaN", "-Infinity", "1" + "0" * 400])
 def test_load_refuses_a_number_that_is_none(tmp_path: Path, entry: Entry, number: str) -> None:
-    text = json.dumps({**VALID, "entries": [asdict(another(entry, 0, train_s=123.25))]})
     path = tmp_path / "LEADERBOARD.json"
-    path.write_text(text.replace("123.25", number))
+    leaderboard.append(path, another(entry, 0, train_s=123.25))
+    assert "123.25" in path.read_text()
+    path.write_text(path.read_text().replace("123.25", number))
     with pytest.raises(BoardError):
         leaderboard.load(path)
 
@@ -452,7 +470,7 @@ def test_append_keeps_published_rows_and_earlier_entries(tmp_path: Path, entry: 
 )
 def test_verify_finds_an_entry_that_was_edited(entry: Entry, change: Any, problem: str) -> None:
     edited = replace(entry, result=replace(entry.result, **change))
-    problems = leaderboard.verify(Board(path=Path("x"), entries=(edited,)))
+    problems = leaderboard.verify(Board.of(Path("x"), (edited,)))
     assert len(problems) == 1
     assert problem in problems[0]
 
@@ -460,8 +478,7 @@ def test_verify_finds_an_entry_that_was_edited(entry: Entry, change: Any, proble
 def test_verify_finds_what_cannot_be_when_the_id_is_right(entry: Entry) -> None:
     missed = another(entry, 1, loss=9.0)
     moved = replace(entry, cohort=replace(entry.cohort, dtype="bf16"))
-    moved = replace(moved, entry_id=leaderboard.compute_id(moved))
-    board = Board(path=Path("x"), entries=(entry, entry, missed, moved))
+    board = chained(entry, entry, missed, moved)
     text = "\n".join(leaderboard.verify(board))
     assert "entered twice" in text
     assert "did not reach" in text
@@ -496,13 +513,12 @@ WRITER = textwrap.dedent(
     from harness import leaderboard
     from harness.errors import BoardError
 
-    source, path, name, count, limit = sys.argv[1:]
+    source, path, name, count, limit, first = sys.argv[1:]
     entry = leaderboard.load(Path(source)).entries[0]
     if int(limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-    for number in range(int(count)):
+    for number in range(int(first), int(count)):
         new = replace(entry, result=replace(entry.result, run_id=f"{name}-{number}"))
-        new = replace(new, entry_id=leaderboard.compute_id(new))
         try:
             leaderboard.append(Path(path), new)
         except BoardError as error:
@@ -513,9 +529,9 @@ WRITER = textwrap.dedent(
 
 
 def start_writer(
-    source: Path, path: Path, *, name: str, count: int, limit: int = 0
+    source: Path, path: Path, *, name: str, count: int, limit: int = 0, first: int = 0
 ) -> subprocess.Popen[str]:
-    arguments = [str(source), str(path), name, str(count), str(limit)]
+    arguments = [str(source), str(path), name, str(count), str(limit), str(first)]
     return subprocess.Popen(
         [sys.executable, "-c", WRITER, *arguments],
         cwd=REPO_ROOT,
@@ -563,6 +579,34 @@ def test_append_loses_nothing_when_two_processes_write_and_others_are_killed(
     )
 
 
+@pytest.mark.soak
+def test_append_loses_nothing_in_a_thousand_appends_with_random_kills(
+    tmp_path: Path, source: Path
+) -> None:
+    """Two writers of 500 entries each; a writer that was killed goes on where it was."""
+    path, draw, kills = tmp_path / "LEADERBOARD.json", random.Random(1), 0
+    lanes = dict.fromkeys(("one", "two"), 0)
+    writers: dict[str, subprocess.Popen[str]] = {}
+    while any(done < 500 for done in lanes.values()):
+        for name, done in lanes.items():
+            if done < 500 and name not in writers:
+                writers[name] = start_writer(source, path, name=name, count=500, first=done)
+        time.sleep(draw.uniform(0.3, 2.0))
+        name = draw.choice(sorted(writers))
+        writers[name].send_signal(signal.SIGKILL)
+        for name in [each for each in writers if writers[each].poll() is not None]:
+            output, errors = writers.pop(name).communicate(timeout=60)
+            assert not errors, errors
+            told = [int(line) for line in output.splitlines()]
+            lanes[name] = max([lanes[name], *(number + 1 for number in told)])
+            kills += 1
+    board = leaderboard.load(path)
+    assert not leaderboard.verify(board)
+    names = sorted(entry.result.run_id for entry in board.entries)
+    assert names == sorted(f"{name}-{i}" for name in lanes for i in range(500))
+    assert kills >= 10
+
+
 def test_append_loses_nothing_when_the_disk_is_full(tmp_path: Path, source: Path) -> None:
     content = source.read_bytes()
     # A limit on file size makes the write fail half-way, as a full disk does.
@@ -585,15 +629,6 @@ def test_result_tells_interval_crops_and_the_score_without_boolq(root: DataRoot)
     assert (written["core_low"], written["core_high"]) == (0.2, 0.3)
     assert written["core_without_boolq"] == 0.26
     assert (written["core_cropped"], written["core_empty_regions"]) == (7, 2)
-    assert not leaderboard.verify(leaderboard.load(root.board))
-
-
-def test_entry_made_before_results_told_of_intervals_is_still_whole(root: DataRoot) -> None:
-    leaderboard.finish(write_run(root), root)
-    board = json.loads(root.board.read_text())
-    for name in (*("core_low", "core_high", "core_without_boolq"),):
-        del board["entries"][0]["result"][name]
-    root.board.write_text(json.dumps(board))
     assert not leaderboard.verify(leaderboard.load(root.board))
 
 

@@ -115,7 +115,7 @@ def _cohort(standing: Standing, width: int) -> list[Row]:
     records = [
         (
             str(row.rank),
-            fmt.exact_seconds(row.entry.result.train_s),
+            fmt.exact_seconds(leaderboard.time_of(row.entry)),
             fmt.loss(row.entry.result.loss),
             fmt.core(row.entry.result.core),
             fmt.count(row.entry.result.step),

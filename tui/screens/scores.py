@@ -45,7 +45,7 @@ class Scores:
         """The centered score of a task in the best run."""
         if self.best is None:
             return None
-        return (self.best.entry.result.core_tasks.get(task) or {}).get("centered")
+        return (self.best.entry.core.tasks.get(task) or {}).get("centered")
 
     @property
     def pending(self) -> list[str]:
@@ -53,7 +53,7 @@ class Scores:
         if self.best is None or len(self.tasks) >= self.count:
             return []
         done = {task.name for task in self.tasks}
-        return [name for name in self.best.entry.result.core_tasks if name not in done]
+        return [name for name in self.best.entry.core.tasks if name not in done]
 
 
 def scores(state: RunState, best: Best | None, *, is_scoring: bool) -> Scores:
