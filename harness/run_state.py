@@ -96,6 +96,8 @@ class RunState:
     interim_tasks: tuple[ev.CoreTaskEvent, ...] = ()
     interim_core: ev.CoreEvent | None = None
     gpus: tuple[ev.GpuEvent, ...] = ()
+    topology: ev.TopologyEvent | None = None
+    energy: ev.EnergyEvent | None = None
     alerts: tuple[ev.AlertEvent, ...] = ()
     lines: tuple[tuple[float, str], ...] = ()
     outcome: ev.OutcomeEvent | None = None
@@ -147,6 +149,12 @@ class RunState:
         if fold is not None:
             changes |= fold(state, event, record.attempt)
         return replace(state, **changes)
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """GPU energy of this attempt's training over its tokens; None where GPUs do not tell."""
+        energy = self.energy
+        return energy.joules / energy.tokens if energy and energy.tokens else None
 
     @property
     def is_over(self) -> bool:
@@ -217,6 +225,7 @@ def _next_attempt(state: RunState, attempt: int) -> RunState:
         outcome=None,
         exit=None,
         result=None,
+        energy=None,
         stop_requested=False,
         step_times_ms=(),
     )
@@ -349,7 +358,7 @@ def _keep(name: str) -> Callable[[RunState, Any, int], dict[str, Any]]:
 
 
 def _conclude(name: str) -> Callable[[RunState, Any, int], dict[str, Any]]:
-    """As _keep, for what ends an attempt: an older attempt's says nothing about this one."""
+    """As _keep, for what is of one attempt: an older attempt's says nothing about this one."""
 
     def fold(state: RunState, event: ev.Event, attempt: int) -> dict[str, Any]:
         return {name: event} if attempt == state.attempt else {}
@@ -374,6 +383,8 @@ _FOLDS: dict[type[ev.Event], Callable[[RunState, Any, int], dict[str, Any]]] = {
     ev.StopRequestEvent: _fold_stop,
     ev.StopAckEvent: _fold_stop,
     ev.GpuEvent: _fold_gpu,
+    ev.TopologyEvent: _keep("topology"),
+    ev.EnergyEvent: _conclude("energy"),
     ev.OutcomeEvent: _conclude("outcome"),
     ev.ExitEvent: _conclude("exit"),
     ev.ResultEvent: _conclude("result"),
