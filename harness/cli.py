@@ -15,7 +15,7 @@ import typer
 
 from harness.errors import HarnessError, UsageError
 from harness.terminal import become, fail, has_terminal
-from harness.verbs import board, machine, run
+from harness.verbs import board, machine, run, watch
 from harness.verbs.bench import bench
 from harness.verbs.eval import evals
 from harness.verbs.prep import PASSED_THROUGH, prep
@@ -43,7 +43,7 @@ def screen(context: typer.Context) -> None:
         become("tui")
 
 
-for verb in (run.speedrun, run.train, run.attach, run.stop, run.resume):
+for verb in (run.speedrun, run.train, run.attach, run.stop, run.resume, watch.replay):
     app.command()(verb)
 app.command("runs")(run.list_runs)
 app.command()(board.leaderboard)

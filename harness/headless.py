@@ -21,6 +21,7 @@ from harness import format as text
 from harness import launch, runs
 from harness.describe import describe
 from harness.errors import RunError
+from harness.replay import Replay
 from harness.run_state import RunState
 from harness.tables import safe
 from nmoe.events import (
@@ -74,6 +75,32 @@ def follow(folder: RunFolder, *, output: Output, passes_stop: bool) -> int:
     code = exit_code(reader.state)
     _conclude(folder, reader.state, people)
     return TERMINATED if code == INTERRUPTED and signal.SIGTERM in caught else code
+
+
+def replay(recording: Replay, *, output: Output, speed: float | None) -> int:
+    """Print a recorded run as it went; returns its exit code.
+
+    `speed` is in times its own pace; None does not wait. A signal ends the printing.
+    """
+    state = recording.state_at(0)
+    lines = EventLines(sys.stdout, output=output)
+    people = People(sys.stderr, is_silent=output != "all")
+    began = time.monotonic()
+    with _caught_signals() as caught, people:
+        for count, record in enumerate(recording.records, 1):
+            due = began + recording.time_of(count) / speed if speed else 0.0
+            while not caught and (left := due - time.monotonic()) > 0:
+                time.sleep(min(left, POLL_S))
+                people.update(state)
+            if caught:
+                return 128 + caught[0]
+            state = state.apply(record)
+            lines.write(record)
+            people.show(record.event, state)
+            people.update(state)
+    lines.finish()
+    _conclude(recording.folder, state, people)
+    return exit_code(state)
 
 
 def exit_code(state: RunState) -> int:

@@ -30,6 +30,7 @@ __all__ = [
     "is_alive",
     "list_runs",
     "load",
+    "read_all",
     "read_snapshot",
     "status",
     "summarize",
@@ -216,6 +217,15 @@ def load(folder: RunFolder) -> RunState:
     while reader.read():
         pass
     return reader.state
+
+
+def read_all(folder: RunFolder) -> tuple[RunState, tuple[Record, ...]]:
+    """The state before a run's first record, and all its records in order."""
+    reader = RunReader(folder)
+    sizes = [path.stat().st_size for path in _event_files(folder) if path.exists()]
+    records = reader.read(max(sizes, default=0) + 1)
+    first = RunState.of(folder.run_id, reader.state.plan)
+    return replace(first, bad_lines=reader.state.bad_lines), tuple(records)
 
 
 def is_alive(folder: RunFolder) -> bool:

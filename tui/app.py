@@ -103,9 +103,13 @@ class NmoeApp(App[None]):
         if self._feed is not None:
             self._feed.stop()
         self.run_folder, self.view = folder, None
-        self._feed = Feed(folder, self.post_message, clock=self._clock)
+        self._feed = self.open_feed(folder)
         self._feed.start()
         self.action_go("run")
+
+    def open_feed(self, folder: RunFolder) -> Feed:
+        """What posts views of the run."""
+        return Feed(folder, self.post_message, clock=self._clock)
 
     def on_run_changed(self, message: RunChanged) -> None:
         if self._feed is None or message.view.state.run_id != self._feed.folder.run_id:

@@ -28,6 +28,7 @@ from harness.terminal import answer, become, has_terminal, say
 from harness.verbs.board import leaderboard
 
 if TYPE_CHECKING:
+    from harness import headless
     from harness.hardware import Detection
     from nmoe.config import Plan
     from nmoe.paths import DataRoot, RunFolder
@@ -220,8 +221,13 @@ def _launch(
 def _follow(folder: "RunFolder", *, as_json: bool, quiet: bool, passes_stop: bool) -> NoReturn:
     from harness import headless
 
-    output = "quiet" if quiet else "json" if as_json else "all"
+    output = output_of(as_json=as_json, quiet=quiet)
     raise typer.Exit(headless.follow(folder, output=output, passes_stop=passes_stop))
+
+
+def output_of(*, as_json: bool, quiet: bool) -> "headless.Output":
+    """What a run without a screen prints; the quieter of two options counts."""
+    return "quiet" if quiet else "json" if as_json else "all"
 
 
 def find(name: str) -> "RunFolder":
