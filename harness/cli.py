@@ -14,7 +14,7 @@ from typing import NoReturn, cast
 import typer
 
 from harness.errors import HarnessError, UsageError
-from harness.terminal import become, fail, has_terminal
+from harness.terminal import become, fail, has_terminal, open_streams
 from harness.verbs import board, machine, run, watch
 from harness.verbs.bench import bench
 from harness.verbs.eval import evals
@@ -55,6 +55,7 @@ app.add_typer(evals, name="eval")
 
 def main() -> NoReturn:
     """Run a verb; errors become one line and an exit code."""
+    open_streams()
     # A character that the locale lacks is no error.
     cast(TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
     try:

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from typing import NoReturn
+from pathlib import Path
+from typing import NoReturn, TextIO, cast
 
 from nmoe.paths import REPO_ROOT
 
@@ -20,6 +21,13 @@ def become(module: str, *arguments: str) -> NoReturn:
     paths = filter(None, (str(REPO_ROOT), os.environ.get("PYTHONPATH", "")))
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
     os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], environ)
+
+
+def open_streams() -> None:
+    """Give a process that was started with closed outputs some that go nowhere."""
+    for name in ("stdout", "stderr"):
+        if cast(TextIO | None, getattr(sys, name)) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
 
 
 def answer(*lines: str) -> None:
