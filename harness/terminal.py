@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 from typing import NoReturn, TextIO, cast
 
 from nmoe.paths import REPO_ROOT
@@ -27,7 +26,7 @@ def open_streams() -> None:
     """Give a process that was started with closed outputs some that go nowhere."""
     for name in ("stdout", "stderr"):
         if cast(TextIO | None, getattr(sys, name)) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
 def answer(*lines: str) -> None:
