@@ -43,7 +43,7 @@ def screen(context: typer.Context) -> None:
         become("tui")
 
 
-for verb in (run.speedrun, run.train, run.attach, run.stop, run.resume, watch.replay):
+for verb in (run.speedrun, run.train, run.attach, run.stop, run.resume, watch.replay, watch.viz):
     app.command()(verb)
 app.command("runs")(run.list_runs)
 app.command()(board.leaderboard)

@@ -30,6 +30,7 @@ __all__ = [
     "is_alive",
     "list_runs",
     "load",
+    "merge",
     "read_all",
     "read_snapshot",
     "status",
@@ -135,7 +136,7 @@ class RunReader:
         batches = [tail.read(max_bytes) for tail in self._tails]
         if sum(tail.restarts for tail in self._tails):
             return self._read_again(max_bytes)
-        records = list(_merge(batches))
+        records = list(merge(batches))
         state = self.state
         for record in records:
             state = state.apply(record)
@@ -355,7 +356,7 @@ def _load_ends(folder: RunFolder, *paths: Path) -> tuple[RunState, str]:
     """The state that the ends of the files add up to, and why they cannot be read."""
     state = RunState.of(folder.run_id)
     try:
-        for record in _merge([_last_records(path) for path in paths]):
+        for record in merge([_last_records(path) for path in paths]):
             state = state.apply(record)
     except RunError as error:
         return state, str(error)
@@ -368,7 +369,7 @@ def _last_records(path: Path) -> list[Record]:
     return tail.read()
 
 
-def _merge(batches: list[list[Record]]) -> Iterator[Record]:
+def merge(batches: list[list[Record]]) -> Iterator[Record]:
     """Records of several files by attempt and time, each file in its own order.
 
     A clock that was set back does not reorder a file: its records count as late as the latest

@@ -1,4 +1,4 @@
-"""Verbs that show a run and own none: replay."""
+"""Verbs that show a run and own none: replay, viz."""
 
 from typing import Annotated
 
@@ -43,3 +43,18 @@ def replay(
     recording = recordings.Replay(folder)
     output = output_of(as_json=as_json, quiet=quiet)
     raise typer.Exit(printer.replay(recording, output=output, speed=speed))
+
+
+def viz(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN", help="Run id or its beginning (default: alive, or newest)."),
+    ] = None,
+    *,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; this machine alone.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="N", min=1, max=65535)] = 8000,
+) -> None:
+    """Show a run in a browser, to look at only; also /state.json and /events."""
+    become("tui.web", *([run] if run else []), "--host", host, "--port", str(port))
