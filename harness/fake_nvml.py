@@ -29,7 +29,7 @@ class FakeNvml:
         self._real = real
         self._system: Mapping[str, Any] = scenario.get("system", {})
         self._gpus = [gpu for gpu in scenario.get("gpus", ()) for _ in range(gpu.get("count", 1))]
-        self._calls: dict[tuple[str, int | None], int] = {}
+        self._calls: dict[tuple[str, int | None, tuple[object, ...]], int] = {}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("NVML"):
@@ -38,9 +38,12 @@ class FakeNvml:
             return self._function(name)
         raise AttributeError(name)
 
+    def __dir__(self) -> list[str]:
+        return dir(self._real)
+
     def calls(self, name: str) -> int:
         """How often the function `name` was called."""
-        return sum(count for (called, _), count in self._calls.items() if called == name)
+        return sum(count for (called, _, _), count in self._calls.items() if called == name)
 
     def nvmlDeviceGetCount(self) -> int:
         return len(self._gpus)
@@ -58,9 +61,8 @@ class FakeNvml:
     def _field(self, handle: int, name: str | None, link: int) -> Any:
         value, error = None, self._real.NVML_ERROR_NOT_SUPPORTED
         if name is not None:
-            table = {f"{name}.{link}": self._gpus[handle]["fields"][name]}
             try:
-                value, error = self._answer(f"{name}.{link}", handle, table), 0
+                value, error = self._answer(name, handle, self._gpus[handle]["fields"], [link]), 0
             except self._real.NVMLError as failure:
                 error = failure.value
         return SimpleNamespace(
@@ -92,8 +94,9 @@ class FakeNvml:
         names = {getattr(self._real, name): name for name in table}
         for metric in request.metrics[: request.numMetrics]:
             name = names.get(metric.metricId)
-            metric.nvmlReturn = 0 if name else self._real.NVML_ERROR_NOT_SUPPORTED
-            metric.value = self._answer(name, gpu, table) if name else 0.0
+            metric.value, metric.nvmlReturn = 0.0, self._real.NVML_ERROR_NOT_SUPPORTED
+            if name and not (isinstance(table[name], Mapping) and table[name].get("error")):
+                metric.value, metric.nvmlReturn = self._answer(name, gpu, table), 0
         return request
 
     def _function(self, name: str) -> Callable[..., Any]:
@@ -112,8 +115,8 @@ class FakeNvml:
         table: Mapping[str, Any] | None = None,
         args: Sequence[object] = (),
     ) -> Any:
-        count = self._calls.get((name, gpu), 0)
-        self._calls[name, gpu] = count + 1
+        count = self._calls.get((name, gpu, tuple(args)), 0)
+        self._calls[name, gpu, tuple(args)] = count + 1
         own = table or (self._system if gpu is None else self._gpus[gpu])
         if name in own:
             return self._value(own[name], count, args)

@@ -242,6 +242,11 @@ def _gpu_problems(gpus: Sequence[Gpu]) -> tuple[Problem, ...]:
     return tuple({problem.what: problem for problem in problems}.values())
 
 
+def library() -> Any:
+    """The NVML module of this machine."""
+    return pynvml
+
+
 def open_sampler(num_gpus: int) -> Sampler:
     """A sampler of the first `num_gpus` visible GPUs, the ones the ranks use; none on a CPU run."""
     indices = [gpu.index for gpu in detect().gpus[:num_gpus]] if num_gpus else []

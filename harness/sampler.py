@@ -79,7 +79,7 @@ class Asker:
             if error in (self._nvml.NVML_ERROR_GPU_IS_LOST, self._nvml.NVML_ERROR_RESET_REQUIRED):
                 raise GpuLost
             if error == self._nvml.NVML_SUCCESS:
-                told[each] = self._number(value)
+                told[each] = number_of(self._nvml, value)
                 self._strikes.pop(f"field{each}", None)
             elif error == self._nvml.NVML_ERROR_NOT_SUPPORTED:
                 self._unsupported.add(f"field{each}")
@@ -92,19 +92,19 @@ class Asker:
         if self._strikes[key] >= STRIKES:
             self._unsupported.add(key)
 
-    def _number(self, field: Any) -> int | float:
-        """The member of the union that the field's type names."""
-        nvml = self._nvml
-        member = {
-            nvml.NVML_VALUE_TYPE_DOUBLE: "dVal",
-            nvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal",
-            nvml.NVML_VALUE_TYPE_UNSIGNED_LONG: "ulVal",
-            nvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG: "ullVal",
-            nvml.NVML_VALUE_TYPE_SIGNED_LONG_LONG: "sllVal",
-            nvml.NVML_VALUE_TYPE_SIGNED_INT: "siVal",
-            nvml.NVML_VALUE_TYPE_UNSIGNED_SHORT: "usVal",
-        }[field.valueType]
-        return getattr(field.value, member)
+
+def number_of(nvml: Any, field: Any) -> int | float:
+    """The value of an NVML field: the member of its union that its type names."""
+    member = {
+        nvml.NVML_VALUE_TYPE_DOUBLE: "dVal",
+        nvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal",
+        nvml.NVML_VALUE_TYPE_UNSIGNED_LONG: "ulVal",
+        nvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG: "ullVal",
+        nvml.NVML_VALUE_TYPE_SIGNED_LONG_LONG: "sllVal",
+        nvml.NVML_VALUE_TYPE_SIGNED_INT: "siVal",
+        nvml.NVML_VALUE_TYPE_UNSIGNED_SHORT: "usVal",
+    }[field.valueType]
+    return getattr(field.value, member)
 
 
 class Rates:

@@ -161,7 +161,7 @@ def test_links_that_are_down_are_not_counted():
     "where",
     [
         {"fields": {"NVML_FI_DEV_POWER_INSTANT": {"error": "GpuIsLost"}}},
-        {"gpm": {"NVML_GPM_METRIC_SM_UTIL": {"error": "GpuIsLost"}}},
+        {"gpm": {"NVML_GPM_METRIC_SM_UTIL": {"each": [{"error": "GpuIsLost"}]}}},
         {"nvmlDeviceGetTotalEccErrors": {"error": "ResetRequired"}},
         {"nvmlDeviceGetNvLinkState": {"error": "GpuIsLost"}},
         {"nvmlDeviceGetHandleByIndex": {"error": "Unknown"}},
@@ -181,7 +181,7 @@ def function_names() -> list[str]:
     sampler = Sampler([0, 1], nvml=nvml)
     sampler.sample()
     sampler.topology()
-    return sorted({name for name, gpu in nvml._calls if gpu == 0 and name.startswith("nvml")})
+    return sorted({name for name, gpu, _ in nvml._calls if gpu == 0 and name.startswith("nvml")})
 
 
 @pytest.mark.parametrize("error", [name for name in dir(pynvml) if name.startswith("NVMLError_")])

@@ -333,8 +333,8 @@ def test_unknown_run_is_refused(terminal, data_dir):
     assert b"\x1b[?1049h" not in output
 
 
-def test_import_reaches_neither_torch_nor_duckdb():
-    heavy = "{'torch', 'duckdb', 'pyarrow'}"
+def test_import_reaches_nothing_heavy():
+    heavy = "{'torch', 'duckdb', 'pyarrow', 'aiohttp', 'textual_serve'}"
     code = f"import sys, tui.__main__; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True, check=True
