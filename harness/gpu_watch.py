@@ -3,7 +3,7 @@
 Pure bookkeeping on samples; who samples and who writes is not its business.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -11,7 +11,7 @@ from statistics import median
 from harness import format as text
 from nmoe.events import AlertEvent, EnergyEvent, GpuEvent, Level, TopologyEvent
 
-# Seconds that trouble must last to be told, and be gone to be over; clocks flicker by nature.
+# Seconds that trouble must last to be told, and be gone to be over.
 HOLD_S, CLEAR_S = 15.0, 30.0
 # Trouble is told this late at the latest, its cost known or not.
 PATIENCE_S = 60.0
@@ -52,12 +52,42 @@ TROUBLES = (
 
 @dataclass(slots=True)
 class Episode:
-    """Trouble of one kind under way: since when and until when on which GPU, and at what speed."""
+    """Trouble of one kind under way: since when and until when on which GPU, and at what speed.
+
+    `hits` of `samples` had it; `now` are the GPUs that have it in the newest one.
+    """
 
     since: dict[int, float] = field(default_factory=dict[int, float])
     until: dict[int, float] = field(default_factory=dict[int, float])
+    hits: Counter[int] = field(default_factory=Counter[int])
+    samples: Counter[int] = field(default_factory=Counter[int])
+    now: set[int] = field(default_factory=set[int])
     told: set[int] = field(default_factory=set[int])
     speeds: deque[float] = field(default_factory=lambda: deque[float](maxlen=SPEEDS))
+
+    def note(self, indices: Iterable[int], now: float) -> None:
+        """Take note of the GPUs that have the trouble at `now`."""
+        self.now = set(indices)
+        for index in self.now:
+            self.since.setdefault(index, now)
+            self.until[index] = now
+        self.hits.update(self.now)
+        self.samples.update(self.since.keys())
+
+    def lasted_s(self, index: int) -> float:
+        """How long a GPU has had it so far."""
+        return self.until[index] - self.since[index]
+
+    def is_steady(self, index: int) -> bool:
+        """Whether it has lasted, and for most of the time: clocks flicker by nature."""
+        is_mostly = 2 * self.hits[index] >= self.samples[index]
+        return self.lasted_s(index) >= HOLD_S and is_mostly
+
+    def forget(self, index: int) -> None:
+        """It is over."""
+        for table in (self.since, self.until, self.hits, self.samples):
+            del table[index]
+        self.told.discard(index)
 
 
 class GpuWatch:
@@ -73,32 +103,31 @@ class GpuWatch:
     def see(self, sample: Sequence[GpuEvent], *, now: float, pace: Pace) -> list[AlertEvent]:
         """What a person should know after this sample; `now` is in seconds of any clock."""
         alerts = [*self._once(sample), *self._ecc(sample)]
+        if pace.tok_s is None:
+            return alerts  # only training can be slowed down; a validation is no end of trouble
         for trouble in TROUBLES:
-            episode = self._episodes[trouble.code]
-            for index in _troubled(trouble, sample, is_training=pace.tok_s is not None):
-                episode.since.setdefault(index, now)
-                episode.until[index] = now
-        self._note_speed(pace)
+            self._episodes[trouble.code].note(_troubled(trouble, sample), now)
+        self._note_speed(pace.step, pace.tok_s)
         for trouble in TROUBLES:
             alerts += self._began(trouble, sample)
             alerts += self._ended(trouble, now)
         return alerts
 
-    def _note_speed(self, pace: Pace) -> None:
+    def _note_speed(self, step: int, tok_s: float) -> None:
         """Each step event's speed counts once: for every trouble under way, or as untroubled."""
-        if pace.tok_s is None or pace.step == self._step:
+        if step == self._step:
             return
-        self._step = pace.step
-        active = [episode for episode in self._episodes.values() if episode.since]
+        self._step = step
+        active = [each for each in self._episodes.values() if each.told or each.now]
         for speeds in [episode.speeds for episode in active] or [self._clean]:
-            speeds.append(pace.tok_s)
+            speeds.append(tok_s)
 
     def _began(self, trouble: Trouble, sample: Sequence[GpuEvent]) -> Iterable[AlertEvent]:
         episode = self._episodes[trouble.code]
         new = {
-            index: episode.until[index] - since
-            for index, since in episode.since.items()
-            if index not in episode.told and episode.until[index] - since >= HOLD_S
+            index: episode.lasted_s(index)
+            for index in episode.since
+            if index not in episode.told and episode.is_steady(index)
         }
         cost = self._cost(episode)
         is_cost_due = bool(cost) or max(new.values(), default=0) >= PATIENCE_S
@@ -113,12 +142,11 @@ class GpuWatch:
         over = [index for index, until in episode.until.items() if now - until >= CLEAR_S]
         told = [index for index in over if index in episode.told]
         if told:
-            lasted = max(episode.until[index] - episode.since[index] for index in told)
+            lasted = max(map(episode.lasted_s, told))
             message = f"{_names(told)} no longer {trouble.word} after {text.age(lasted)}"
             yield _alert(trouble, message + self._cost(episode), level="info")
         for index in over:
-            del episode.since[index], episode.until[index]
-            episode.told.discard(index)
+            episode.forget(index)
         if not episode.since:
             episode.speeds.clear()
 
@@ -217,10 +245,8 @@ class EnergyMeter:
         return EnergyEvent(step=pace.step, tokens=tokens, joules=round(self._joules, 3))
 
 
-def _troubled(trouble: Trouble, sample: Sequence[GpuEvent], *, is_training: bool) -> list[int]:
-    """The GPUs that have this trouble now; only a training run can be slowed down."""
-    if not is_training:
-        return []
+def _troubled(trouble: Trouble, sample: Sequence[GpuEvent]) -> list[int]:
+    """The GPUs that have this trouble now."""
     if trouble.bits:
         return [gpu.index for gpu in sample if (gpu.throttle or 0) & trouble.bits]
     clocks = {gpu.index: gpu.sm_mhz for gpu in sample if gpu.sm_mhz is not None}

@@ -101,12 +101,18 @@ def test_lone_gpu_is_no_straggler(run):
     assert run.go(90, gpus(1, among=(0,), sm_mhz=300)) == []
 
 
-def test_flicker_is_one_episode_and_a_short_one_none(run):
+def test_flicker_is_one_episode_and_a_rare_or_short_one_none(run):
     run.go(60, gpus())
     for _ in range(10):
         run.go(3, gpus(among=(2,), throttle=POWER_CAP))
         run.go(3, gpus())
     assert len(run.alerts) == 1
+    rare = Run()
+    rare.go(60, gpus())
+    for _ in range(20):
+        rare.go(1, gpus(among=(2,), throttle=POWER_CAP))
+        rare.go(9, gpus())
+    assert rare.alerts == []
     other = Run()
     assert other.go(10, gpus(among=(2,), throttle=POWER_CAP)) == []
     assert other.go(100, gpus()) == []
@@ -114,6 +120,15 @@ def test_flicker_is_one_episode_and_a_short_one_none(run):
 
 def test_run_that_does_not_train_is_not_slowed_down(run):
     assert run.go(100, gpus(among=(0,), throttle=HW_HEAT, sm_mhz=200), tok_s=None) == []
+
+
+def test_validation_is_no_end_of_a_trouble(run):
+    run.go(60, gpus())
+    capped = gpus(among=(6,), throttle=POWER_CAP)
+    run.go(60, capped, tok_s=900_000.0)
+    run.go(120, gpus(), tok_s=None)
+    run.go(60, capped, tok_s=900_000.0)
+    assert [alert.level for alert in run.alerts] == ["warning"]
 
 
 def test_lost_gpu_is_told_once_and_others_go_on(run):
