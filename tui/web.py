@@ -83,7 +83,8 @@ class VizServer(Server):
         return app
 
     async def on_startup(self, app: web.Application) -> None:
-        url = f"http://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        url = f"http://{host}:{self.port}"
         say(
             f"{self.folder.run_id} on {url}, to look at; ctrl-C ends it and no run",
             f"from elsewhere: ssh -L {self.port}:127.0.0.1:{self.port} this machine",

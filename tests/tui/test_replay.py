@@ -11,7 +11,7 @@ from tests.tui.screen import screen_text, until
 from tests.tui.test_feed import Box
 from tui.feed import ReplayFeed
 from tui.replay import ReplayApp
-from tui.widgets.rows import plain
+from tui.widgets.rows import plain, row_to_ascii
 from tui.widgets.scrubber import Scrub, Scrubber, draw_scrubber, frac_at
 
 HALF = Scrub(elapsed_s=50, duration_s=100, speed=20, is_playing=True, marks_s=(75.0,))
@@ -38,6 +38,11 @@ def test_scrubber_says_in_words_when_it_stands_still():
 def test_scrubber_fits_any_width(width):
     rows = draw_scrubber(HALF, width)
     assert all(len(plain(row)) <= width for row in rows)
+
+
+def test_scrubber_is_the_same_in_ascii():
+    text = plain(row_to_ascii(draw_scrubber(HALF, 60)[0]))
+    assert text == " playing 20x ================*--------:-------- 0:50 / 1:40 "
 
 
 def test_scrubber_reads_its_columns_as_shares():
