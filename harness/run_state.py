@@ -195,18 +195,8 @@ def _stream(event: ev.Event) -> str:
 
 _TRAINER_STREAMS = frozenset(
     {
-        "phase",
-        "rank",
-        "compile",
-        "step",
-        "val",
-        "router",
-        "ckpt",
-        "epoch",
-        "core_task",
-        "core",
-        "stop_ack",
-        "outcome",
+        *("phase", "rank", "compile", "step", "val", "router", "ckpt", "epoch"),
+        *("core_task", "core", "stop_ack", "outcome"),
     }
 )
 

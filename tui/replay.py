@@ -11,6 +11,8 @@ from tui.feed import Position, ReplayFeed, RunChanged
 from tui.widgets.scrubber import Scrub, Scrubber
 
 JUMP_FRAC = 0.05
+# What a recording does not need: its view is held by a pause, and nobody runs it.
+HIDDEN = ("freeze", "stop_run", "resume_run")
 
 
 class ReplayApp(NmoeApp):
