@@ -1,17 +1,12 @@
 """The program in a real pseudo-terminal: signals, leaving, and what happens without one."""
 
-import fcntl
 import os
-import pty
 import random
-import select
 import shlex
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -23,75 +18,7 @@ from nmoe import events as ev
 from tests.conftest import REPO_ROOT
 from tests.tui import recordings as rec
 from tests.tui.screen import held
-
-PATIENCE_S = 20.0
-SIZES = ("LINES", "COLUMNS")
-
-
-class Terminal:
-    """A child on a pty of its own; everything it writes is kept in `output`."""
-
-    def __init__(self, *args, size=(80, 24)):
-        self.output = b""
-        self.master, slave = pty.openpty()
-        columns, rows = size
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        environ = {name: value for name, value in os.environ.items() if name not in SIZES}
-        environ |= {"TERM": "xterm-256color"}
-        self.child = subprocess.Popen(
-            [sys.executable, "-m", "tui", *args],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            cwd=REPO_ROOT,
-            env=environ,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )
-        os.close(slave)
-
-    def read_until(self, *wanted):
-        deadline = time.monotonic() + PATIENCE_S
-        while not all(each in self.output for each in wanted):
-            assert time.monotonic() < deadline, self.output[-2000:]
-            self._read(0.2)
-        return self.output
-
-    def read_to_end(self):
-        deadline = time.monotonic() + PATIENCE_S
-        while self.child.poll() is None:
-            assert time.monotonic() < deadline, self.output[-2000:]
-            self._read(0.1)
-        while self._read(0.1):
-            pass
-        return self.output
-
-    def read_for(self, seconds):
-        """Whatever is written in that time."""
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            self._read(left)
-
-    def _read(self, timeout):
-        if not select.select([self.master], [], [], timeout)[0]:
-            return False
-        try:
-            chunk = os.read(self.master, 65536)
-        except OSError:  # the last writer closed its side
-            return False
-        self.output += chunk
-        return bool(chunk)
-
-    def resize(self, columns, rows):
-        """As a terminal emulator does it: the new size, and a signal to the session."""
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        self.child.send_signal(signal.SIGWINCH)
-
-    def close(self):
-        if self.child.poll() is None:
-            self.child.kill()
-        self.child.wait()
-        os.close(self.master)
+from tests.tui.terminal import PATIENCE_S, Terminal
 
 
 class Emulator:
