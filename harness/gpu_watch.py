@@ -48,6 +48,7 @@ TROUBLES = (
     Trouble(code="gpu-straggler", word="slower than the others", level="warning"),
     Trouble(code="gpu-power-cap", word="power-capped", level="warning", bits=0x04),
 )  # fmt: skip
+REASONS = sum(trouble.bits for trouble in TROUBLES)  # no two share a bit
 
 
 @dataclass(slots=True)
@@ -114,13 +115,19 @@ class GpuWatch:
         return alerts
 
     def _note_speed(self, step: int, tok_s: float) -> None:
-        """Each step event's speed counts once: for every trouble under way, or as untroubled."""
+        """Each step event's speed counts once: for every trouble there is now, or as untroubled.
+
+        Between the two, while a trouble may be over, it counts for neither.
+        """
         if step == self._step:
             return
         self._step = step
-        active = [each for each in self._episodes.values() if each.told or each.now]
-        for speeds in [episode.speeds for episode in active] or [self._clean]:
-            speeds.append(tok_s)
+        episodes = self._episodes.values()
+        for episode in episodes:
+            if episode.now:
+                episode.speeds.append(tok_s)
+        if not any(episode.now or episode.told for episode in episodes):
+            self._clean.append(tok_s)
 
     def _began(self, trouble: Trouble, sample: Sequence[GpuEvent]) -> Iterable[AlertEvent]:
         episode = self._episodes[trouble.code]
@@ -249,11 +256,14 @@ def _troubled(trouble: Trouble, sample: Sequence[GpuEvent]) -> list[int]:
     """The GPUs that have this trouble now."""
     if trouble.bits:
         return [gpu.index for gpu in sample if (gpu.throttle or 0) & trouble.bits]
+    # One that says why it is slow is told with that reason.
+    silent = {gpu.index for gpu in sample if not (gpu.throttle or 0) & REASONS}
     clocks = {gpu.index: gpu.sm_mhz for gpu in sample if gpu.sm_mhz is not None}
     return [
         index
         for index, clock in clocks.items()
         if len(clocks) > 1
+        and index in silent
         and clock < STRAGGLER_FRAC * median(c for other, c in clocks.items() if other != index)
     ]
 

@@ -97,6 +97,20 @@ def test_straggler_is_the_gpu_whose_clock_is_far_below_the_others(run):
     assert "30.0 % below 1M tok/s" in told[0][1]
 
 
+def test_gpu_that_says_why_it_is_slow_is_no_straggler_beside(run):
+    run.go(60, gpus())
+    told = run.go(60, gpus(among=(5,), sm_mhz=1300, throttle=HW_HEAT), tok_s=700_000.0)
+    assert [code for code, _ in told] == ["gpu-hot"]
+
+
+def test_cost_at_the_end_is_that_of_the_trouble_and_not_of_the_time_after_it(run):
+    run.go(60, gpus())
+    run.go(20, gpus(among=(5,), throttle=POWER_CAP), tok_s=900_000.0)
+    told = run.go(60, gpus())
+    assert len(told) == 2
+    assert told[1][1].endswith("after 19 s: 900K tok/s, 10.0 % below 1M tok/s without it")
+
+
 def test_lone_gpu_is_no_straggler(run):
     assert run.go(90, gpus(1, among=(0,), sm_mhz=300)) == []
 
