@@ -14,8 +14,8 @@ from typing import NoReturn, cast
 import typer
 
 from harness.errors import HarnessError, UsageError
-from harness.terminal import become, fail, has_terminal
-from harness.verbs import board, machine, run
+from harness.terminal import become, fail, has_terminal, open_streams
+from harness.verbs import board, machine, run, watch
 from harness.verbs.bench import bench
 from harness.verbs.compare import compare
 from harness.verbs.eval import evals
@@ -44,7 +44,7 @@ def screen(context: typer.Context) -> None:
         become("tui")
 
 
-for verb in (run.speedrun, run.train, run.attach, run.stop, run.resume):
+for verb in (run.speedrun, run.train, run.attach, run.stop, run.resume, watch.replay, watch.viz):
     app.command()(verb)
 app.command("runs")(run.list_runs)
 app.command()(board.leaderboard)
@@ -58,6 +58,7 @@ app.add_typer(evals, name="eval")
 
 def main() -> NoReturn:
     """Run a verb; errors become one line and an exit code."""
+    open_streams()
     # A character that the locale lacks is no error.
     cast(TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
     try:

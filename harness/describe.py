@@ -57,9 +57,19 @@ def _core_task_line(event: ev.CoreTaskEvent) -> str:
     )
 
 
+def _topology_line(event: ev.TopologyEvent) -> str:
+    """How many GPUs, and what joins them, the worst way included."""
+    ways = sorted({path or text.NOT_AVAILABLE for path in event.paths} - {"self"})
+    links = sorted({count for count in event.nvlinks if count})
+    joined = f", joined by {', '.join(ways)}" if ways else ""
+    each = f", {' or '.join(map(str, links))} NVLinks each" if links else ""
+    return f"{len(event.indices)} GPU(s){joined}{each}"
+
+
 _LINES: dict[type[ev.Event], Callable[[Any], str]] = {
     ev.PhaseEvent: _phase_line,
     ev.LaunchEvent: lambda event: f"started {len(event.pids)} rank(s)",
+    ev.TopologyEvent: _topology_line,
     ev.RankEvent: lambda event: (
         f"rank {event.rank} is {'ready' if event.is_ready else 'not ready'}"
     ),

@@ -1,4 +1,4 @@
-"""The machine: NVML detection, sampling at 1 Hz; what is unknown is None."""
+"""The machine as NVML knows it; what is unknown is None."""
 
 import os
 import platform
@@ -12,15 +12,13 @@ import pynvml  # pyright: ignore[reportMissingTypeStubs]
 
 from harness.errors import Problem
 from harness.fake_nvml import FakeNvml, read_scenario
+from harness.sampler import Sampler
 from nmoe.config import Dtype, Hardware
-from nmoe.events import GpuEvent
 from nmoe.flops import product
 
 # Compute capability -> dtype that a run takes when none is named.
 DEFAULT_DTYPE: dict[str, Dtype] = {"9.0": "bf16", "10.0": "fp8"}
 SUPPORTED = "9.0 (H100, H200) or 10.0 (B200)"
-# A call that fails this often in a row for a passing reason is not tried again.
-STRIKES = 3
 NO_DRIVER = "Install the NVIDIA driver on the host; in a container start it with --gpus all."
 INIT_PROBLEMS = {
     "LibraryNotFound": ("no NVIDIA driver library (libnvidia-ml.so.1)", NO_DRIVER),
@@ -244,95 +242,12 @@ def _gpu_problems(gpus: Sequence[Gpu]) -> tuple[Problem, ...]:
     return tuple({problem.what: problem for problem in problems}.values())
 
 
-class Sampler:
-    """Samples GPUs by NVML index; a call that a GPU does not support is asked only once."""
-
-    def __init__(self, indices: Sequence[int], *, nvml: Any = pynvml) -> None:
-        self._nvml = nvml
-        self._unsupported: set[tuple[int, str]] = set()
-        self._strikes: dict[tuple[int, str], int] = {}
-        self._handles: dict[int, Any] = {}
-        self._indices = tuple(indices)
-        if self._indices:
-            nvml.nvmlInit()
-        for index in self._indices:
-            self._open(index)
-
-    def sample(self) -> tuple[GpuEvent, ...]:
-        """One event a GPU, in the order of the indices; a lost GPU is never touched again."""
-        return tuple(self._sample(index) for index in self._indices)
-
-    def close(self) -> None:
-        """Release NVML."""
-        if self._indices:
-            _ask(self._nvml, self._nvml.nvmlShutdown)
-
-    def _open(self, index: int) -> None:
-        try:
-            self._handles[index] = self._nvml.nvmlDeviceGetHandleByIndex(index)
-        except self._nvml.NVMLError:
-            return
-
-    def _sample(self, index: int) -> GpuEvent:
-        if index not in self._handles:
-            return GpuEvent(index=index, is_lost=True)
-        nvml = self._nvml
-        try:
-            util = self._ask(index, "nvmlDeviceGetUtilizationRates")
-            memory = self._ask(index, "nvmlDeviceGetMemoryInfo")
-            power = self._ask(index, "nvmlDeviceGetPowerUsage")
-            limit = self._ask(index, "nvmlDeviceGetEnforcedPowerLimit")
-            energy = self._ask(index, "nvmlDeviceGetTotalEnergyConsumption")
-            throttle = self._ask(index, "nvmlDeviceGetCurrentClocksEventReasons")
-            if throttle is None:
-                throttle = self._ask(index, "nvmlDeviceGetCurrentClocksThrottleReasons")
-            return GpuEvent(
-                index=index,
-                util=None if util is None else util.gpu,
-                memory_used_bytes=None if memory is None else memory.used,
-                memory_total_bytes=None if memory is None else memory.total,
-                power_w=None if power is None else power / 1e3,
-                power_limit_w=None if limit is None else limit / 1e3,
-                energy_j=None if energy is None else energy / 1e3,
-                temperature_c=self._ask(
-                    index, "nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU
-                ),
-                sm_mhz=self._ask(index, "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
-                memory_mhz=self._ask(index, "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
-                throttle=throttle,
-            )
-        except (nvml.NVMLError_GpuIsLost, nvml.NVMLError_ResetRequired):
-            del self._handles[index]
-            return GpuEvent(index=index, is_lost=True)
-
-    def _ask(self, index: int, name: str, *args: int) -> Any:
-        """The answer or None: never asked again when unsupported or failed three times running."""
-        nvml = self._nvml
-        key = (index, f"{name}{args}")
-        if key in self._unsupported:
-            return None
-        try:
-            answer = getattr(nvml, name)(self._handles[index], *args)
-        except (nvml.NVMLError_GpuIsLost, nvml.NVMLError_ResetRequired):
-            raise
-        except (
-            nvml.NVMLError_NotSupported,
-            nvml.NVMLError_NoPermission,
-            nvml.NVMLError_FunctionNotFound,
-            AttributeError,
-        ):
-            self._unsupported.add(key)
-            return None
-        except (nvml.NVMLError, UnicodeDecodeError):
-            self._strikes[key] = self._strikes.get(key, 0) + 1
-            if self._strikes[key] >= STRIKES:
-                self._unsupported.add(key)
-            return None
-        self._strikes.pop(key, None)
-        return answer
+def library() -> Any:
+    """The NVML module of this machine."""
+    return pynvml
 
 
 def open_sampler(num_gpus: int) -> Sampler:
     """A sampler of the first `num_gpus` visible GPUs, the ones the ranks use; none on a CPU run."""
     indices = [gpu.index for gpu in detect().gpus[:num_gpus]] if num_gpus else []
-    return Sampler(indices)
+    return Sampler(indices, nvml=pynvml)

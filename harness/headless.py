@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Literal, TextIO
@@ -21,11 +21,13 @@ from harness import format as text
 from harness import launch, runs
 from harness.describe import describe
 from harness.errors import RunError
+from harness.replay import Replay
 from harness.run_state import RunState
 from harness.tables import safe
 from nmoe.events import (
     CoreTaskEvent,
     Event,
+    ExitEvent,
     GpuEvent,
     PhaseEvent,
     PrepEvent,
@@ -42,6 +44,8 @@ HEARTBEAT_S = 60.0
 INTERRUPTED = 130
 TERMINATED = 143
 TAIL_LINES = 8
+# Phases that end without saying before how far they are.
+WITHOUT_COUNT = frozenset({"checking", "launching", "compiling", "stopping", "scoring"})
 
 
 def follow(folder: RunFolder, *, output: Output, passes_stop: bool) -> int:
@@ -50,8 +54,8 @@ def follow(folder: RunFolder, *, output: Output, passes_stop: bool) -> int:
     `passes_stop`: a signal to this process stops the run; otherwise it only ends the following.
     """
     reader = runs.RunReader(folder)
-    lines = EventLines(sys.stdout, output=output)
     people = People(sys.stderr, is_silent=output != "all")
+    lines = EventLines(sys.stdout, output=output, complain=people.say)
     with _caught_signals() as caught, people:
         is_asked = False
         while True:
@@ -60,9 +64,11 @@ def follow(folder: RunFolder, *, output: Output, passes_stop: bool) -> int:
             for record in records:
                 lines.write(record)
                 people.show(record.event, reader.state)
-            people.update(reader.state)
+            people.update(reader.state, runs.status(reader.state, is_alive, time.time()))
             if not is_alive and not records:
                 break
+            if lines.is_gone and is_alive and not passes_stop:
+                return 0  # nobody reads, and the run needs nobody
             if len(caught) > is_asked:
                 if is_asked or not passes_stop:
                     people.say(f"left; the run goes on. Come back with: n attach {folder.run_id}")
@@ -76,20 +82,52 @@ def follow(folder: RunFolder, *, output: Output, passes_stop: bool) -> int:
     return TERMINATED if code == INTERRUPTED and signal.SIGTERM in caught else code
 
 
+def replay(recording: Replay, *, output: Output, speed: float | None) -> int:
+    """Print a recorded run as it went; returns its exit code.
+
+    `speed` is in times its own pace; None does not wait. A signal ends the printing.
+    """
+    state = recording.state_at(0)
+    people = People(sys.stderr, is_silent=output != "all")
+    lines = EventLines(sys.stdout, output=output, complain=people.say)
+    began = time.monotonic()
+    with _caught_signals() as caught, people:
+        for count, record in enumerate(recording.records, 1):
+            due = began + recording.time_of(count) / speed if speed else 0.0
+            while not caught and (left := due - time.monotonic()) > 0:
+                time.sleep(min(left, POLL_S))
+                people.update(state, state.phase)
+            if caught or lines.is_gone:
+                return 128 + caught[0] if caught else 0
+            state = state.apply(record)
+            lines.write(record)
+            people.show(record.event, state)
+    lines.finish()
+    _conclude(recording.folder, state, people)
+    return exit_code(state)
+
+
 def exit_code(state: RunState) -> int:
     """What the run ended with; a run that ended without a word was interrupted."""
     return state.exit.rc if state.exit else INTERRUPTED
 
 
 class EventLines:
-    """Event lines as they stand in the files; the result is kept back to be the last line."""
+    """Event lines as they stand in the files; the result is kept back to be the last line.
 
-    def __init__(self, stream: TextIO, *, output: Output) -> None:
+    `is_gone` says that nobody reads them any more; any other trouble is told to `complain`.
+    """
+
+    def __init__(
+        self, stream: TextIO, *, output: Output, complain: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._stream = stream
+        self._complain = complain
         # Between progress bars on the same terminal they would only be noise.
         self._prints_result = output != "all" or not stream.isatty()
         self._prints_events = self._prints_result and output != "quiet"
         self._result: Record | None = None
+        self.is_gone = False
 
     def write(self, record: Record) -> None:
         """Print one record, except GPU samples."""
@@ -107,7 +145,12 @@ class EventLines:
         try:
             self._stream.write(encode(record) + "\n")
             self._stream.flush()
-        except BrokenPipeError:
+        except OSError as error:
+            self.is_gone = isinstance(error, BrokenPipeError)
+            if not self.is_gone:
+                self._complain(
+                    f"no more event lines: {error.strerror}; they are in the run's files"
+                )
             discard(self._stream)
             self._prints_events = self._prints_result = False
 
@@ -148,24 +191,26 @@ class People:
         if self._bars:
             self._bars.show(event, state, self._pace.note)
 
-    def update(self, state: RunState) -> None:
-        """The heartbeat, when nothing moves on a screen."""
+    def update(self, state: RunState, word: str | None) -> None:
+        """The heartbeat, when nothing moves on a screen; `word` says what the run is doing."""
         now = time.monotonic()
-        if self._bars is None and now - self._beat >= HEARTBEAT_S:
+        if self._bars:
+            self._bars.tick()
+        elif now - self._beat >= HEARTBEAT_S:
             self._beat = now
-            self.say(f"{state.phase or 'waiting'}: {self._pace.note or numbers(state)}")
+            self.say(f"{word or 'waiting'}: {self._pace.note or numbers(state)}")
 
     def say(self, line: str) -> None:
         """Print one line."""
         if self._is_silent:
             return
-        if self._bars:
-            self._bars.progress.console.print(Text(safe(line)))
-            return
         try:
-            self._stream.write(safe(line) + "\n")
-            self._stream.flush()
-        except BrokenPipeError:
+            if self._bars:
+                self._bars.progress.console.print(Text(safe(line)))
+            else:
+                self._stream.write(safe(line) + "\n")
+                self._stream.flush()
+        except OSError:  # nobody reads, the terminal is gone, or the disk is full
             discard(self._stream)
             self._is_silent = True
 
@@ -196,7 +241,10 @@ class Pace:
 
 
 class Bars:
-    """One bar a phase: preparation by job, training by step, CORE by task."""
+    """One bar a phase: preparation by job, training by step, CORE by task.
+
+    A phase that cannot tell how far it is has one that only moves, and goes with the phase.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         console = Console(file=stream, markup=False, highlight=False, emoji=False)
@@ -205,12 +253,17 @@ class Bars:
             BarColumn(bar_width=16),
             TextColumn("{task.fields[note]}", markup=False),
             console=console,
+            refresh_per_second=4,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._phase: TaskID | None = None
+        self._since = 0.0
 
     def show(self, event: Event, state: RunState, pace: str) -> None:
         """Move the bar that the event belongs to; `pace` is that of preparation."""
-        if isinstance(event, PrepEvent):
+        if isinstance(event, PhaseEvent | ExitEvent):
+            self._begin(state)
+        elif isinstance(event, PrepEvent):
             note = pace.removeprefix(f"{event.job} ")
             self._set(safe(event.job), event.done, event.total, safe(note))
         elif event.kind in ("step", "val"):
@@ -218,6 +271,20 @@ class Bars:
         elif isinstance(event, CoreTaskEvent) and not event.is_interim and state.core_tasks:
             last = state.core_tasks[-1]
             self._set("CORE", len(state.core_tasks), last.count, safe(last.name))
+
+    def tick(self) -> None:
+        """Let the clock of a phase go on that has nothing else to show."""
+        if self._phase is not None:
+            note = text.seconds(time.monotonic() - self._since)
+            self.progress.update(self._phase, note=note)
+
+    def _begin(self, state: RunState) -> None:
+        if self._phase is not None:
+            self.progress.remove_task(self._phase)
+            self._phase = None
+        if state.phase in WITHOUT_COUNT and state.exit is None:
+            self._phase = self.progress.add_task(state.phase, total=None, note="")
+            self._since = time.monotonic()
 
     def _set(self, name: str, done: int, total: int, note: str) -> None:
         if name not in self._tasks:
@@ -258,6 +325,12 @@ def _conclude(folder: RunFolder, state: RunState, people: People) -> None:
         )
         if result.reason:
             people.say(f"not on a board: {result.reason}")
+    joules = state.joules_per_token
+    if state.energy is not None and joules is not None:
+        people.say(
+            f"the GPUs used {text.fixed(state.energy.joules / 3.6e6, decimals=2, unit='kWh')} to"
+            f" train, {text.fixed(joules, decimals=3, unit='J')} a token"
+        )
     if end.rc != 0:
         for line in end.tail[-TAIL_LINES:]:
             people.say(f"  {line}")

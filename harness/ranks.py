@@ -8,15 +8,18 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 from harness import exits, hardware, launch
+from harness import format as text
 from harness.attempt import Attempt, Stopped
 from harness.errors import RunError
 from harness.exits import Failure
+from harness.gpu_watch import EnergyMeter, GpuWatch, Pace, topology_alerts
 from harness.launch import Rank
 from nmoe.event_log import EventLog
-from nmoe.events import ExitEvent, LaunchEvent, PhaseEvent, StopRequestEvent
+from nmoe.events import AlertEvent, ExitEvent, LaunchEvent, PhaseEvent, StopRequestEvent
 
 POLL_S = 0.1
 SAMPLE_EVERY_S = 1.0
+SLOW_SAMPLE_S = 0.25
 
 
 def train(attempt: Attempt, command: Sequence[str]) -> ExitEvent:
@@ -91,14 +94,42 @@ def own_gpus(attempt: Attempt) -> Generator[None]:
 
 
 def sample_gpus(attempt: Attempt, over: threading.Event) -> None:
-    """Append a sample of every GPU once a second; ends early only by an error, which is printed."""
+    """Append samples of all GPUs once a second, and what they mean for the run.
+
+    A driver that is slow to answer is asked half as often. Ends early only by an error, which is
+    printed.
+    """
     sampler = hardware.open_sampler(attempt.plan.world)
     log = EventLog(attempt.folder.gpus, attempt=attempt.number)
-    while not over.wait(SAMPLE_EVERY_S):
-        for event in sampler.sample():
+    topology = sampler.topology()
+    if topology is not None:
+        for event in (topology, *topology_alerts(topology)):
+            log.write(event)
+    watch, meter = GpuWatch(), EnergyMeter()
+    every_s = SAMPLE_EVERY_S
+    while not over.wait(every_s):
+        began = time.monotonic()
+        sample = sampler.sample()
+        now = time.monotonic()
+        pace = _pace(attempt)
+        energy = meter.see(sample, now=now, pace=pace)
+        alerts = watch.see(sample, now=now, pace=pace)
+        if now - began > SLOW_SAMPLE_S and every_s == SAMPLE_EVERY_S:
+            every_s *= 2
+            message = f"a sample of the GPUs takes {text.milliseconds(1e3 * (now - began))}"
+            message += f": one every {text.age(every_s)} from now on"
+            alerts.append(AlertEvent(code="gpu-samples", level="info", message=message))
+        for event in (*sample, *alerts, *([energy] if energy else [])):
             log.write(event)
     sampler.close()
     log.close()
+
+
+def _pace(attempt: Attempt) -> Pace:
+    """How far training is, as the supervisor last read it."""
+    state = attempt.reader.state
+    is_training = state.phase == "training" and state.attempt == attempt.number
+    return Pace(step=state.step, tokens=state.tokens, tok_s=state.tok_s if is_training else None)
 
 
 class Watch:

@@ -101,6 +101,8 @@ class RunState:
     interim_tasks: tuple[ev.CoreTaskEvent, ...] = ()
     interim_core: ev.CoreEvent | None = None
     gpus: tuple[ev.GpuEvent, ...] = ()
+    topology: ev.TopologyEvent | None = None
+    energy: ev.EnergyEvent | None = None
     alerts: tuple[ev.AlertEvent, ...] = ()
     lines: tuple[tuple[float, str], ...] = ()
     outcome: ev.OutcomeEvent | None = None
@@ -154,6 +156,12 @@ class RunState:
         return replace(state, **changes)
 
     @property
+    def joules_per_token(self) -> float | None:
+        """GPU energy of this attempt's training over its tokens; None where GPUs do not tell."""
+        energy = self.energy
+        return energy.joules / energy.tokens if energy and energy.tokens else None
+
+    @property
     def is_over(self) -> bool:
         """Whether the current attempt has ended and said so."""
         return self.exit is not None
@@ -192,18 +200,8 @@ def _stream(event: ev.Event) -> str:
 
 _TRAINER_STREAMS = frozenset(
     {
-        "phase",
-        "rank",
-        "compile",
-        "step",
-        "val",
-        "router",
-        "ckpt",
-        "epoch",
-        "core_task",
-        "core",
-        "stop_ack",
-        "outcome",
+        *("phase", "rank", "compile", "step", "val", "router", "ckpt", "epoch"),
+        *("core_task", "core", "stop_ack", "outcome"),
     }
 )
 
@@ -222,6 +220,7 @@ def _next_attempt(state: RunState, attempt: int) -> RunState:
         outcome=None,
         exit=None,
         result=None,
+        energy=None,
         stop_requested=False,
         step_times_ms=(),
     )
@@ -364,7 +363,7 @@ def _keep(name: str) -> Callable[[RunState, Any, int], dict[str, Any]]:
 
 
 def _conclude(name: str) -> Callable[[RunState, Any, int], dict[str, Any]]:
-    """As _keep, for what ends an attempt: an older attempt's says nothing about this one."""
+    """As _keep, for what is of one attempt: an older attempt's says nothing about this one."""
 
     def fold(state: RunState, event: ev.Event, attempt: int) -> dict[str, Any]:
         return {name: event} if attempt == state.attempt else {}
@@ -389,6 +388,8 @@ _FOLDS: dict[type[ev.Event], Callable[[RunState, Any, int], dict[str, Any]]] = {
     ev.StopRequestEvent: _fold_stop,
     ev.StopAckEvent: _fold_stop,
     ev.GpuEvent: _fold_gpu,
+    ev.TopologyEvent: _keep("topology"),
+    ev.EnergyEvent: _conclude("energy"),
     ev.OutcomeEvent: _conclude("outcome"),
     ev.ExitEvent: _conclude("exit"),
     ev.ResultEvent: _conclude("result"),

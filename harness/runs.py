@@ -1,24 +1,22 @@
 """Run folders as they are on disk: tails of their files, the state they add up to, who is alive."""
 
 import fcntl
-import heapq
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.errors import RunError
 from harness.run_state import RunState, RunStatus, status
+from harness.tails import READ_BYTES, Tail, keyed, merge
 from nmoe.config import ConfigError, build, read_plan
-from nmoe.events import VERSION, EventError, Record, decode
+from nmoe.events import Record
 from nmoe.paths import RUN_ID, DataRoot, RunFolder
 
 # A list of runs reads this much of the end of a file: with a validation in it, as a rule.
 LIST_BYTES = 1 << 14
-READ_BYTES = 1 << 20
 
 __all__ = [
     "RunReader",
@@ -26,101 +24,15 @@ __all__ = [
     "RunStatus",
     "Snapshot",
     "Summary",
-    "Tail",
     "find",
     "is_alive",
     "list_runs",
     "load",
+    "read_all",
     "read_snapshot",
     "status",
     "summarize",
 ]
-
-
-class Tail:
-    """Reads a file of events as it grows: whole lines once each, in order.
-
-    A line without its newline waits for it. `bad_lines` counts what could not be read; `restarts`
-    counts how often the file was replaced or cut, after which reading began anew; `is_behind` says
-    that the last read left something.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.bad_lines = 0
-        self.restarts = 0
-        self.is_behind = False
-        self._inode: int | None = None
-        self._offset = 0
-        self._seq = -1
-
-    def read(self, max_bytes: int = READ_BYTES) -> list[Record]:
-        """What was appended since the last call, `max_bytes` of it or one line if that is longer.
-
-        RunError when a line was written by another version of the format.
-        """
-        try:
-            with self.path.open("rb") as file:
-                lines = self._read_lines(file.fileno(), max_bytes)
-        except FileNotFoundError:
-            return []
-        return [record for record in map(self._decode, lines) if record is not None]
-
-    def skip_to_end(self, num_bytes: int) -> None:
-        """Begin with the first whole line of the last `num_bytes`; for a tail not read yet."""
-        try:
-            with self.path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > num_bytes:
-                    file.seek(size - num_bytes)
-                    self._offset = size - num_bytes + len(file.readline())
-        except FileNotFoundError:
-            return
-
-    def _read_lines(self, fd: int, max_bytes: int) -> list[bytes]:
-        info = os.fstat(fd)
-        is_replaced = self._inode is not None and info.st_ino != self._inode
-        if is_replaced or info.st_size < self._offset:
-            self.restarts += 1
-            self.bad_lines, self._offset, self._seq = 0, 0, -1
-        self._inode = info.st_ino
-        data = b""
-        while self._offset + len(data) < info.st_size:
-            chunk = os.pread(fd, max_bytes, self._offset + len(data))
-            if not chunk:
-                break
-            data += chunk
-            if b"\n" in chunk:
-                break
-        self.is_behind = self._offset + len(data) < info.st_size
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return whole.split(b"\n")[:-1]
-
-    def _decode(self, line: bytes) -> Record | None:
-        try:
-            record = decode(line)
-        except (EventError, RecursionError, TypeError, ValueError) as error:
-            version = _version(line)
-            if version is not None and version != VERSION:
-                raise RunError(
-                    f"{self.path} cannot be read: got event version {version}, expected {VERSION}",
-                    "Use the version of the code that wrote it.",
-                ) from error
-            self.bad_lines += 1
-            return None
-        if record is None or record.seq <= self._seq:
-            return None
-        self._seq = record.seq
-        return record
-
-
-def _version(line: bytes) -> int | None:
-    try:
-        version: Any = json.loads(line)["v"]
-    except (ValueError, RecursionError, LookupError, TypeError):
-        return None
-    return version if type(version) is int else None
 
 
 class RunReader:
@@ -145,12 +57,12 @@ class RunReader:
         ]
         if sum(tail.restarts for tail in self._tails):
             return self._read_again(max_bytes)
-        keyed = [list(_keyed(batch)) for batch in batches]
+        keyed = [list(keyed(batch)) for batch in batches]
         behind = [keys for keys, tail in zip(keyed, self._tails, strict=True) if tail.is_behind]
         until = min((keys[-1][0] for keys in behind if keys), default=(sys.maxsize, 0.0))
         self._kept = [[record for key, record in keys if key > until] for keys in keyed]
         due = [[record for key, record in keys if key <= until] for keys in keyed]
-        records = list(_merge(due))
+        records = list(merge(due))
         state = self.state
         for record in records:
             state = state.apply(record)
@@ -233,6 +145,15 @@ def load(folder: RunFolder) -> RunState:
     while reader.read():
         pass
     return reader.state
+
+
+def read_all(folder: RunFolder) -> tuple[RunState, tuple[Record, ...]]:
+    """The state before a run's first record, and all its records in order."""
+    reader = RunReader(folder)
+    sizes = [path.stat().st_size for path in _event_files(folder) if path.exists()]
+    records = reader.read(max(sizes, default=0) + 1)
+    first = RunState.of(folder.run_id, reader.state.plan)
+    return replace(first, bad_lines=reader.state.bad_lines), tuple(records)
 
 
 def is_alive(folder: RunFolder) -> bool:
@@ -362,7 +283,7 @@ def _load_ends(folder: RunFolder, *paths: Path) -> tuple[RunState, str]:
     """The state that the ends of the files add up to, and why they cannot be read."""
     state = RunState.of(folder.run_id)
     try:
-        for record in _merge([_last_records(path) for path in paths]):
+        for record in merge([_last_records(path) for path in paths]):
             state = state.apply(record)
     except RunError as error:
         return state, str(error)
@@ -381,19 +302,3 @@ def _some(tail: Tail, max_bytes: int) -> list[Record]:
     while tail.is_behind and not records:
         records = tail.read(max_bytes)
     return records
-
-
-def _merge(batches: list[list[Record]]) -> Iterator[Record]:
-    """Records of several files by attempt and time, each file in its own order.
-
-    A clock that was set back does not reorder a file: its records count as late as the latest
-    one before them.
-    """
-    return (record for _, record in heapq.merge(*map(_keyed, batches), key=lambda item: item[0]))
-
-
-def _keyed(records: list[Record]) -> Iterator[tuple[tuple[int, float], Record]]:
-    latest = (0, 0.0)
-    for record in records:
-        latest = max(latest, (record.attempt, record.time))
-        yield latest, record

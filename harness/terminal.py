@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import NoReturn
+from typing import NoReturn, TextIO, cast
 
 from nmoe.paths import REPO_ROOT
 
@@ -20,6 +20,13 @@ def become(module: str, *arguments: str) -> NoReturn:
     paths = filter(None, (str(REPO_ROOT), os.environ.get("PYTHONPATH", "")))
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
     os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], environ)
+
+
+def open_streams() -> None:
+    """Give a process that was started with closed outputs some that go nowhere."""
+    for name in ("stdout", "stderr"):
+        if cast(TextIO | None, getattr(sys, name)) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
 def answer(*lines: str) -> None:

@@ -6,12 +6,11 @@ its field is named in `"nf"`. Readers skip kinds they do not know and refuse ver
 """
 
 import json
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from nmoe.kinds import count, misfit, moment, with_non_finite, without_non_finite
-
-VERSION = 1
+from nmoe.event_line import VERSION, EventError, parse, strict, values
+from nmoe.kinds import count, moment
 
 Phase = Literal[
     "checking",
@@ -26,10 +25,6 @@ Phase = Literal[
 ]
 Status = Literal["done", "missed", "failed", "diverged", "interrupted", "core-failed"]
 Level = Literal["info", "warning", "error"]
-
-
-class EventError(ValueError):
-    """A line that cannot be read as an event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,7 +290,11 @@ class ResultEvent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuEvent(Event):
-    """One NVML sample of one GPU; None is N/A, never zero."""
+    """One NVML sample of one GPU; None is N/A, never zero.
+
+    Fractions and rates are means since the last sample; counts are since the driver was loaded.
+    `throttle` has NVML's bits of clock event reasons.
+    """
 
     kind: ClassVar[str] = "gpu"
     index: int
@@ -310,6 +309,47 @@ class GpuEvent(Event):
     memory_mhz: int | None = None
     throttle: int | None = None
     is_lost: bool = False
+    memory_temperature_c: int | None = None
+    sm_max_mhz: int | None = None
+    sm_frac: float | None = None
+    tensor_frac: float | None = None
+    dram_frac: float | None = None
+    nvlink_tx_bytes_s: float | None = None
+    nvlink_rx_bytes_s: float | None = None
+    pcie_tx_bytes_s: float | None = None
+    pcie_rx_bytes_s: float | None = None
+    ecc_corrected: int | None = None
+    ecc_uncorrected: int | None = None
+    remapped_rows: int | None = None
+    is_remap_pending: bool | None = None
+    pcie_replays: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopologyEvent(Event):
+    """How the N GPUs `indices` are joined; `nvlinks` counts a GPU's active links.
+
+    `paths` has N x N words, row by row: "nvlink", "p2p" (peer reads over PCIe), or what two GPUs
+    without peer access have in common ("switch", "bridge", "node", "system" …); None is N/A.
+    """
+
+    kind: ClassVar[str] = "topology"
+    indices: tuple[int, ...]
+    nvlinks: tuple[int | None, ...]
+    paths: tuple[str | None, ...]
+    pcie_gens: tuple[int | None, ...]
+    pcie_widths: tuple[int | None, ...]
+    pcie_max_widths: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyEvent(Event):
+    """What the GPUs together used while `tokens` were trained in this attempt, up to `step`."""
+
+    kind: ClassVar[str] = "energy"
+    step: int
+    tokens: int
+    joules: float
 
 
 KINDS: dict[str, type[Event]] = {
@@ -317,6 +357,7 @@ KINDS: dict[str, type[Event]] = {
     for cls in (
         *(PhaseEvent, PrepEvent, LaunchEvent, RankEvent, CompileEvent, StepEvent, ValEvent),
         *(RouterEvent, CheckpointEvent, EpochEvent, StageEvent, CoreTaskEvent, CoreEvent, GpuEvent),
+        *(TopologyEvent, EnergyEvent),
         *(AlertEvent, StopRequestEvent, StopAckEvent, OutcomeEvent, ExitEvent, ResultEvent),
     )
 }
@@ -334,15 +375,8 @@ class Record:
 
 def encode(record: Record) -> str:
     """One strict-JSON line without the newline."""
-    event, non_finite = record.event, list[str]()
-    body = {
-        f.name: without_non_finite(getattr(event, f.name), f.name, non_finite)
-        for f in fields(event)
-    }
     head = {"v": VERSION, "s": record.seq, "t": round(record.time, 3), "a": record.attempt}
-    line: dict[str, Any] = {**head, "k": event.kind, **body}
-    if non_finite:
-        line["nf"] = sorted(set(non_finite))
+    line = {**head, "k": record.event.kind, **strict(record.event)}
     return json.dumps(line, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -351,42 +385,13 @@ def decode(line: str | bytes) -> Record | None:
 
     Raises EventError for anything else: no JSON, another version, missing or unusable fields.
     """
-    raw = _parse(line)
+    raw = parse(line)
     event_type = KINDS.get(raw["k"])
     if event_type is None:
         return None
     try:
-        event = event_type(**_values(event_type, raw))
+        event = event_type(**values(event_type, raw))
         seq, attempt = count(raw["s"]), count(raw["a"])
         return Record(seq=seq, time=moment(raw["t"]), attempt=attempt, event=event)
     except (KeyError, TypeError, ValueError) as error:
         raise EventError(f"broken {event_type.kind} event: {error}") from None
-
-
-def _parse(line: str | bytes) -> dict[str, Any]:
-    try:
-        raw = json.loads(line)
-    except ValueError as error:
-        raise EventError(f"not JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise EventError(f"got a JSON {type(raw).__name__}, expected an object")
-    if raw.get("v") != VERSION:
-        raise EventError(f"event version: got {raw.get('v')!r}, expected {VERSION}")
-    if not isinstance(raw.get("k"), str):
-        raise EventError(f"event kind: got {raw.get('k')!r}, expected a word")
-    return raw
-
-
-def _values(event_type: type[Event], raw: dict[str, Any]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    lost = set(raw.get("nf", ()))
-    for field in fields(event_type):
-        if field.name in raw:
-            value = with_non_finite(raw[field.name]) if field.name in lost else raw[field.name]
-            values[field.name] = tuple(value) if isinstance(value, list) else value
-        elif field.default is MISSING:
-            raise EventError(f"{event_type.kind} event without {field.name!r}")
-    wrong = misfit(event_type, values)
-    if wrong is not None:
-        raise EventError(f"broken {event_type.kind} event: {wrong}")
-    return values

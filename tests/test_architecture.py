@@ -23,6 +23,8 @@ MODULE_OWNERS = {
     "sqlite3": ("harness/experiments.py",),
     "duckdb": ("harness/history.py",),
     "textual": ("tui/",),
+    "textual_serve": ("tui/web.py",),
+    "aiohttp": ("tui/web.py",),
     "triton": ("nmoe/kernels/",),
     "torch.distributed": ("nmoe/dist.py", "nmoe/rdep/peers.py", "nmoe/rdep/symmetric.py"),
     # paths.py asks git, nothing else.

@@ -4,14 +4,19 @@ Prints one line after leaving: how to come back.
 """
 
 import argparse
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import runs
+from harness import replay, runs
 from harness.errors import HarnessError, UsageError
 from nmoe.paths import RunFolder, data_root
 from tui.app import NmoeApp, newest_alive
+from tui.replay import ReplayApp
 from tui.screens.setup import Request
 
 DTYPES = ("bf16", "fp8", "nvfp4", "fp32")
@@ -21,28 +26,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the app until it is left; the exit code, 2 without a terminal or such a run."""
     args = _parser().parse_args(argv)
     try:
-        _need_terminal(args)
+        if args.web:
+            _end_with_parent()
+        else:
+            _need_terminal(args)
         root = data_root()
         run = None
         if args.verb == "attach":
             run = runs.find(root, args.run)
+        elif args.verb == "replay":
+            run = replay.find(root, args.run)
         elif args.verb is None:
             run = newest_alive(root)
     except HarnessError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    is_ascii = args.ascii or not (sys.stdout.encoding or "").lower().startswith("utf")
-    app = NmoeApp(
-        root, run=run, request=_request(args), is_readonly=args.readonly, is_ascii=is_ascii
+    is_ascii = (
+        args.ascii or not args.web and not (sys.stdout.encoding or "").lower().startswith("utf")
     )
+    if args.verb == "replay" and run is not None:
+        app = ReplayApp(root, run=run, speed=args.speed, is_ascii=is_ascii)
+    else:
+        app = NmoeApp(
+            root, run=run, request=_request(args), is_readonly=args.readonly, is_ascii=is_ascii
+        )
     app.run()
-    _say_how_to_come_back(app.run_folder)
+    if args.verb != "replay" and not args.web:
+        _say_how_to_come_back(app.run_folder)
     return app.return_code or 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tui", description=__doc__)
-    parser.set_defaults(verb=None, readonly=False)
+    parser.set_defaults(verb=None, readonly=False, web=False)
     parser.add_argument(
         "--ascii", action="store_true", help="draw in ASCII; so does a terminal without UTF-8"
     )
@@ -50,6 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     attach = verbs.add_parser("attach", help="watch a run")
     attach.add_argument("run", help="run id, or the beginning of it")
     attach.add_argument("--readonly", action="store_true", help="look only")
+    attach.add_argument("--web", action="store_true", help="as a part of `n viz`")
+    again = verbs.add_parser("replay", help="watch a recorded run as it went")
+    again.add_argument("run", help="run id, the beginning of it, or the path of a run folder")
+    again.add_argument("--speed", type=float, default=20.0, help="times its own pace")
     start = verbs.add_parser("start", help="the start screen with a plan")
     start.add_argument("preset", nargs="?", help="a preset or a TOML file")
     start.add_argument("--dtype", choices=DTYPES)
@@ -77,13 +97,25 @@ def _request(args: argparse.Namespace) -> Request:
     )
 
 
+def _end_with_parent() -> None:
+    """Leave when the server is gone that shows this app in a browser."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 def _need_terminal(args: argparse.Namespace) -> None:
     """Without a terminal the screen would hang; name the command that does not need one."""
     if sys.stdin.isatty() and sys.stdout.isatty():
         return
-    command = (
-        f"n attach {args.run} --headless" if args.verb == "attach" else "n speedrun --headless"
-    )
+    command = "n speedrun --headless"
+    if args.verb in ("attach", "replay"):
+        command = f"n {args.verb} {args.run} --headless"
     if args.verb == "start" and args.preset:
         command = f"n speedrun {args.preset} --headless"
     raise UsageError("the screen needs a terminal on stdin and stdout", f"Run: {command}")

@@ -152,7 +152,7 @@ class NmoeApp(RemoteControl):
         if self._feed is not None:
             self._feed.stop()
         self.run_folder, self.view, self.held, self.best = folder, None, None, None
-        self._feed = Feed(folder, self.post_message, clock=self._clock)
+        self._feed = self.open_feed(folder)
         self.action_go("run")
         # The screen is there before the run is read, however long that takes.
         self.call_after_refresh(self._feed.start)
@@ -166,6 +166,10 @@ class NmoeApp(RemoteControl):
     def on_marked(self, message: Marked) -> None:
         """Draw the marked runs over the one that is watched."""
         self._race.others = message.others
+
+    def open_feed(self, folder: RunFolder) -> Feed:
+        """What posts views of the run."""
+        return Feed(folder, self.post_message, clock=self._clock)
 
     def on_run_changed(self, message: RunChanged) -> None:
         if self._feed is None or message.view.state.run_id != self._feed.folder.run_id:

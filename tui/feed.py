@@ -7,13 +7,14 @@ bounded amount at a time. Whatever goes wrong while reading becomes a message; n
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from textual.message import Message
 
 from harness import runs
 from harness.errors import HarnessError
+from harness.replay import Replay
 from harness.runs import RunReader, RunState, RunStatus
 from nmoe.paths import RunFolder
 
@@ -22,19 +23,37 @@ FPS = 2.0
 READ_BYTES = 256 * 1024
 HEARTBEAT_S = 1.0  # a living run is shown anew this often, so that silence shows too
 OVER_S = 2.0  # a finished run is looked at this often: it may be resumed
+REPLAY_FPS = 4.0
+SLOWEST, FASTEST = 0.125, 65536.0  # times the speed of the run
+_REPLAY_TICK_S = 0.05  # between two looks at what was asked of a replay
 _BREATH_S = 0.005  # between two reads while catching up, so that keys are answered
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a replay is, in seconds of the recording; `marks_s` are where attempts began."""
+
+    elapsed_s: float
+    duration_s: float
+    speed: float
+    is_playing: bool
+    marks_s: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
-    """A run as of `now`: what its events add up to, and whether a process holds its lock."""
+    """A run as of `now`: what its events add up to, and whether a process holds its lock.
+
+    Of a replay `now` is the time of the recording, in which the run is alive until its end.
+    """
 
     state: RunState
     status: RunStatus
     is_alive: bool
     now: float
+    position: Position | None = None
 
 
 class RunChanged(Message):
@@ -160,3 +179,91 @@ class Feed:
         if problem != self._problem:
             self._problem = problem
             self._post(FeedFailed(problem))
+
+
+class ReplayFeed(Feed):
+    """Plays a run folder at `speed` times its own pace, and goes where it is told to."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        post: Callable[[Message], object],
+        *,
+        speed: float,
+        fps: float = REPLAY_FPS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(folder, post, fps=fps, clock=clock)
+        self._lock = threading.Lock()
+        self._replay: Replay | None = None
+        speed = min(FASTEST, max(SLOWEST, speed))
+        self._position = Position(elapsed_s=0.0, duration_s=0.0, speed=speed, is_playing=True)
+        self._moved = clock()
+        self._shown: Position | None = None
+        self._is_urgent = False
+
+    def toggle(self) -> None:
+        """Pause, or play on; at the end, from the start."""
+        with self._lock:
+            here = self._position
+            is_over = here.elapsed_s >= here.duration_s
+            self._change(
+                is_playing=is_over or not here.is_playing,
+                elapsed_s=0.0 if is_over else here.elapsed_s,
+            )
+
+    def seek(self, elapsed_s: float) -> None:
+        """Go to a time of the recording; beyond its ends to the nearer one."""
+        with self._lock:
+            self._change(elapsed_s=min(max(0.0, elapsed_s), self._position.duration_s))
+
+    def jump(self, frac: float) -> None:
+        """Go on, or back, by a share of the whole."""
+        self.seek(self._position.elapsed_s + frac * self._position.duration_s)
+
+    def scale_speed(self, factor: float) -> None:
+        """Play faster or slower."""
+        with self._lock:
+            self._change(speed=min(FASTEST, max(SLOWEST, self._position.speed * factor)))
+
+    def _change(self, **changes: Any) -> None:
+        self._position = replace(self._position, **changes)
+        self._is_urgent = True
+
+    def _tick(self) -> float:
+        if self._replay is None:
+            self._replay = Replay(self.folder)
+            with self._lock:
+                self._change(duration_s=self._replay.duration_s, marks_s=self._replay.attempts_s)
+                self._moved = self._clock()
+        position, is_urgent = self._advance()
+        is_due = self._clock() - self._posted >= self._interval_s
+        if position != self._shown and (is_due or is_urgent):
+            self._shown, self._posted = position, self._clock()
+            self._post(RunChanged(self._view_at(self._replay, position)))
+        return _REPLAY_TICK_S
+
+    def _advance(self) -> tuple[Position, bool]:
+        """The position now, and whether somebody has asked for a change of it."""
+        with self._lock:
+            now = self._clock()
+            here, since_s, self._moved = self._position, now - self._moved, now
+            if here.is_playing:
+                elapsed_s = min(here.duration_s, here.elapsed_s + since_s * here.speed)
+                is_playing = elapsed_s < here.duration_s
+                self._position = replace(here, elapsed_s=elapsed_s, is_playing=is_playing)
+            is_urgent, self._is_urgent = self._is_urgent, False
+            return self._position, is_urgent or not self._position.is_playing
+
+    def _view_at(self, replay: Replay, position: Position) -> RunView:
+        state = replay.state_at(replay.count_at(position.elapsed_s))
+        is_over = position.elapsed_s >= position.duration_s
+        is_alive = runs.is_alive(self.folder) if is_over else True
+        now = replay.now_at(position.elapsed_s)
+        return RunView(
+            state=state,
+            status=runs.status(state, is_alive, now),
+            is_alive=is_alive,
+            now=now,
+            position=position,
+        )

@@ -88,7 +88,7 @@ def speedrun(
         _show_plan(plan, detection, root, as_json=as_json)
         return
     if repeat is not None:
-        output = _output(as_json, quiet)
+        output = output_of(as_json=as_json, quiet=quiet)
         code, _ = run_repeats([plan], detection, root, repeat, steps, seed, output, mirror)
         raise typer.Exit(code)
     is_screen = not (headless or as_json or quiet) and has_terminal()
@@ -220,10 +220,6 @@ def run_repeats(
     return campaign.run(plans, root, times=times, seed=seed, output=output, mirror=mirror, say=say)
 
 
-def _output(as_json: bool, quiet: bool) -> "Output":
-    return "quiet" if quiet else "json" if as_json else "all"
-
-
 def _launch(
     plan: "Plan",
     detection: "Detection",
@@ -256,8 +252,13 @@ def _launch(
 def _follow(folder: "RunFolder", *, as_json: bool, quiet: bool, passes_stop: bool) -> NoReturn:
     from harness import headless
 
-    output = _output(as_json, quiet)
+    output = output_of(as_json=as_json, quiet=quiet)
     raise typer.Exit(headless.follow(folder, output=output, passes_stop=passes_stop))
+
+
+def output_of(*, as_json: bool, quiet: bool) -> "Output":
+    """What a run without a screen prints; the quieter of two options counts."""
+    return "quiet" if quiet else "json" if as_json else "all"
 
 
 def find(name: str) -> "RunFolder":

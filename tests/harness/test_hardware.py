@@ -1,4 +1,4 @@
-"""Detection and sampling on described machines: names, refusals, N/A, lost GPUs."""
+"""Detection on described machines: names, refusals, N/A, lost GPUs."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,8 @@ import pytest
 from harness import hardware
 from harness.errors import UsageError
 from harness.fake_nvml import FakeNvml
-from harness.hardware import Detection, Sampler, detect
+from harness.hardware import Detection, detect
+from harness.sampler import Sampler
 
 SCENARIOS = Path(__file__).parent.parent / "data" / "hardware"
 
@@ -123,66 +124,6 @@ def test_nodes_are_counted_from_torchruns_variables(environ, nodes):
     assert detect(fake("h100x8"), environ=environ).num_nodes == nodes
 
 
-def test_sample_reports_every_value_and_energy():
-    (event,) = Sampler([0], nvml=fake("h200x1")).sample()
-    assert event.energy_j == pytest.approx(123456.789)
-    assert event.power_w == pytest.approx(98.0)
-    assert event.util == 0
-    assert event.sm_mhz == 1965
-    assert not event.is_lost
-
-
-def test_sample_is_none_and_never_zero_when_the_gpu_does_not_tell():
-    (event,) = Sampler([0], nvml=fake("not_available")).sample()
-    assert event.util is None
-    assert event.memory_used_bytes is None
-    assert event.power_w is None
-    assert event.energy_j is None
-    assert event.temperature_c is None
-    assert not event.is_lost
-
-
-def test_sampler_asks_once_when_a_call_is_not_supported():
-    nvml = fake("not_available")
-    sampler = Sampler([0], nvml=nvml)
-    for _ in range(5):
-        sampler.sample()
-    assert nvml.calls("nvmlDeviceGetUtilizationRates") == 1
-    assert nvml.calls("nvmlDeviceGetClockInfo") == 2  # two clocks
-
-
-def test_sampler_gives_up_after_three_failures_in_a_row_of_an_unknown_kind():
-    broken = {"nvmlDeviceGetTemperature": {"error": "Unknown"}}
-    nvml = FakeNvml({"gpus": [broken]}, real=pynvml)
-    sampler = Sampler([0], nvml=nvml)
-    for _ in range(6):
-        sampler.sample()
-    assert nvml.calls("nvmlDeviceGetTemperature") == 3
-
-
-def test_sampler_keeps_asking_when_a_failure_passes():
-    answers = {"each": [{"error": "Timeout"}, {"error": "Timeout"}, 40, {"error": "Timeout"}, 41]}
-    nvml = FakeNvml({"gpus": [{"nvmlDeviceGetTemperature": answers}]}, real=pynvml)
-    sampler = Sampler([0], nvml=nvml)
-    seen = [sampler.sample()[0].temperature_c for _ in range(5)]
-    assert seen == [None, None, 40, None, 41]
-
-
-def test_sampler_never_touches_a_gpu_again_when_it_is_lost():
-    nvml = fake("lost_later")
-    sampler = Sampler([0], nvml=nvml)
-    seen = [sampler.sample()[0] for _ in range(5)]
-    assert [event.util for event in seen] == [97, 98, None, None, None]
-    assert [event.is_lost for event in seen] == [False, False, True, True, True]
-    assert nvml.calls("nvmlDeviceGetUtilizationRates") == 3
-
-
-def test_sampler_of_no_gpus_needs_no_driver():
-    sampler = Sampler([], nvml=fake("none"))
-    assert sampler.sample() == ()
-    sampler.close()
-
-
 def test_cpu_model_falls_back_to_the_machine_type_when_the_kernel_is_silent(tmp_path):
     (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Some CPU @ 2 GHz\n")
     (tmp_path / "arm").write_text("processor : 0\nBogoMIPS : 50\n")
@@ -202,7 +143,7 @@ def test_fake_hardware_is_refused_when_the_file_is_not_one(tmp_path, content):
 @pytest.mark.gpu
 def test_detect_and_sample_agree_on_a_real_gpu():
     found = detect()
-    sampler = Sampler([gpu.index for gpu in found.gpus])
+    sampler = Sampler([gpu.index for gpu in found.gpus], nvml=pynvml)
     events = sampler.sample()
     sampler.close()
     assert [event.memory_total_bytes for event in events] == [

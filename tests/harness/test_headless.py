@@ -3,24 +3,30 @@
 import io
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
 from harness import headless, launch, runs
+from harness.run_state import RunState
 from nmoe.event_log import EventLog
 from nmoe.events import (
     AlertEvent,
     CoreTaskEvent,
+    EnergyEvent,
     ExitEvent,
     GpuEvent,
     PhaseEvent,
+    PrepEvent,
+    Record,
     ResultEvent,
     Status,
     StepEvent,
     ValEvent,
 )
-from nmoe.paths import DataRoot, RunFolder
+from nmoe.paths import REPO_ROOT, DataRoot, RunFolder
 from tests.harness.finished_run import make_plan
 
 STEP = StepEvent(
@@ -167,6 +173,126 @@ def test_heartbeat_says_where_training_stands(folder, monkeypatch, capsys):
     monkeypatch.setattr(headless, "HEARTBEAT_S", 0.0)
     headless.follow(folder, output="all", passes_stop=False)
     assert "step 10/" in capsys.readouterr().err
+
+
+def test_heartbeat_says_when_a_living_run_is_silent(folder, monkeypatch, capsys):
+    write_run(folder, status="interrupted", rc=None)
+    folder.supervisor.unlink()
+    lock = launch.take_run_lock(folder)
+    monkeypatch.setattr(headless, "HEARTBEAT_S", 0.0)
+    real = headless.time.time
+    monkeypatch.setattr(headless.time, "time", lambda: real() + 3600)
+    monkeypatch.setattr(headless.time, "sleep", lambda _: os.kill(os.getpid(), 2))
+    headless.follow(folder, output="all", passes_stop=False)
+    os.close(lock)
+    assert "stalled: step 10/" in capsys.readouterr().err
+
+
+def test_full_disk_is_said_once_and_the_following_goes_on(folder, monkeypatch, capsys):
+    write_run(folder, status="missed", rc=6)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert headless.follow(folder, output="all", passes_stop=False) == 6
+    seen = capsys.readouterr().err
+    assert seen.count("no more event lines: No space left on device") == 1
+    assert "validation loss 1.600" in seen
+
+
+def test_progress_that_cannot_be_written_ends_nothing(folder, monkeypatch, capsys):
+    write_run(folder, status="missed", rc=6)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stderr", full)
+        assert headless.follow(folder, output="all", passes_stop=False) == 6
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def bars_of(*events):
+    """Descriptions of the bars after the events, and whether each knows its total."""
+    bars = headless.Bars(io.StringIO())
+    state = RunState.of("r", make_plan())
+    for seq, event in enumerate(events):
+        state = state.apply(Record(seq=seq, time=float(seq), attempt=0, event=event))
+        bars.show(event, state, "")
+        bars.tick()
+    return [(task.description, task.total is not None) for task in bars.progress.tasks]
+
+
+def test_phase_that_cannot_be_counted_has_a_bar_that_goes_with_it():
+    prep = PrepEvent(job="data", done=1, total=2, unit="tokens")
+    checking, preparing, compiling, training = (
+        PhaseEvent(phase=phase) for phase in ("checking", "preparing", "compiling", "training")
+    )
+    assert bars_of(checking) == [("checking", False)]
+    assert bars_of(checking, preparing, prep) == [("data", True)]
+    assert bars_of(checking, preparing, prep, compiling) == [("data", True), ("compiling", False)]
+    assert bars_of(compiling, training, STEP) == [("training", True)]
+    scoring = PhaseEvent(phase="scoring")
+    assert bars_of(training, STEP, scoring) == [("training", True), ("scoring", False)]
+    assert bars_of(training, STEP, scoring, ExitEvent(status="done", rc=0)) == [("training", True)]
+
+
+def test_energy_is_told_at_the_end(folder, capsys):
+    write_run(folder)
+    gpus = EventLog(folder.gpus, attempt=0)
+    gpus.write(EnergyEvent(step=10, tokens=10_000_000, joules=7.2e6))
+    gpus.close()
+    headless.follow(folder, output="all", passes_stop=False)
+    assert "used 2.00 kWh to train, 0.720 J a token" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------- as real processes
+
+
+def shell(folder, command):
+    """What bash says of `command`, in which `n` is the real command; it must end by itself."""
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f'n() {{ "{sys.executable}" -P -m harness.cli "$@"; }}; '
+         + command],
+        cwd=REPO_ROOT,
+        env=os.environ | {"DATA_DIR": str(folder.root.parent.parent), "TERM": "xterm"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )  # fmt: skip
+
+
+def test_attach_to_a_living_run_ends_when_its_reader_leaves(folder):
+    write_run(folder, status="interrupted", rc=None)
+    lock = launch.take_run_lock(folder)
+    done = shell(folder, "n attach last --headless | head -1; echo ${PIPESTATUS[0]}")
+    os.close(lock)
+    first, code = done.stdout.splitlines()
+    assert json.loads(first)["k"] == "phase"
+    assert code == "0"
+    assert "Traceback" not in done.stderr
+    assert not folder.stop_request.exists()
+
+
+@pytest.mark.parametrize("verb", ["attach", "replay"])
+def test_pipe_into_cat_ends_with_the_code_of_the_run(folder, verb):
+    write_run(folder, status="missed", rc=6)
+    done = shell(folder, f"n {verb} last | cat")
+    assert done.returncode == 6
+    assert {json.loads(line)["k"] for line in done.stdout.splitlines()} == {
+        "phase", "step", "val", "exit",
+    }  # fmt: skip
+    assert "validation loss 1.600" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_closed_outputs_are_no_trouble(folder):
+    write_run(folder, status="missed", rc=6)
+    done = shell(folder, "n replay last >&- 2>&-; echo $?")
+    assert done.stdout.strip() == "6"
+
+
+def test_replay_refuses_a_speed_that_is_none(folder):
+    write_run(folder)
+    for speed in ("0", "-3", "inf", "nan"):
+        done = shell(folder, f"n replay last --headless --speed {speed}")
+        assert done.returncode == 2
+        assert "expected a number above 0" in done.stderr
 
 
 def test_following_goes_on_when_the_reader_of_stdout_is_gone(folder, monkeypatch):

@@ -7,25 +7,30 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import pynvml
 import pytest
 
-from harness import exits, hardware, launch, ranks, runs
+from harness import exits, gpu_watch, hardware, launch, ranks, runs
 from harness.attempt import Attempt, Patience
 from harness.errors import MachineError, RunError
 from harness.exits import Failure, Stop
+from harness.fake_nvml import FakeNvml
 from harness.pins import OFFICIAL_URL
 from harness.run_state import RunState
+from harness.sampler import Sampler
 from nmoe import paths
 from nmoe.config import read_config
-from nmoe.event_log import read_events
-from nmoe.events import GpuEvent, LaunchEvent, OutcomeEvent, Status, StopRequestEvent
+from nmoe.event_log import EventLog, read_events
+from nmoe.events import LaunchEvent, OutcomeEvent, PhaseEvent, Status, StopRequestEvent
 from nmoe.paths import REPO_ROOT, DataRoot, RunFolder
 from tests.harness.finished_run import make_plan
+from tests.tui.recordings import step_event
 
 SUPERVISOR = Path(__file__).with_name("fake_supervisor.py")
 DEADLINE_S = 20.0
@@ -191,14 +196,10 @@ def test_other_run_is_announced_when_one_is_alive(lab: Lab) -> None:
 # -------------------------------------------------------------------------------------- GPUs
 
 
-class FixedSampler:
-    """A sampler of one GPU that always says the same."""
-
-    def sample(self) -> tuple[GpuEvent, ...]:
-        return (GpuEvent(index=3, util=50, power_w=None),)
-
-    def close(self) -> None:
-        pass
+def busy_gpus(count: int) -> Sampler:
+    """A sampler of described GPUs under load."""
+    table = json.loads((REPO_ROOT / "tests/data/hardware/b200x8_busy.json").read_text())
+    return Sampler(range(count), nvml=FakeNvml(table, real=pynvml))
 
 
 def gpu_attempt(root: DataRoot, run_id: str) -> Attempt:
@@ -209,12 +210,46 @@ def gpu_attempt(root: DataRoot, run_id: str) -> Attempt:
     return Attempt(folder, plan, lock_fd=lock_fd, patience=Patience())
 
 
+def test_samples_alerts_and_energy_are_in_the_files_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "open_sampler", lambda num_gpus: busy_gpus(8))
+    monkeypatch.setattr(ranks, "SAMPLE_EVERY_S", 0.001)
+    monkeypatch.setattr(gpu_watch, "HOLD_S", 0.0)
+    monkeypatch.setattr(gpu_watch, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(gpu_watch, "ENERGY_EVERY_S", 0.0)
+    attempt = gpu_attempt(DataRoot(path=tmp_path, reason="test"), "a")
+    train = EventLog(attempt.folder.train, attempt=0)
+    over = threading.Event()
+    sampling = threading.Thread(target=ranks.sample_gpus, args=(attempt, over))
+    train.write(PhaseEvent(phase="training"))
+    sampling.start()
+
+    def is_told() -> bool:
+        step = attempt.reader.state.step + 10
+        train.write(step_event(step))
+        attempt.reader.read()
+        return runs.load(attempt.folder).energy is not None
+
+    wait_for("energy", is_told)
+    over.set()
+    sampling.join()
+    state = runs.load(attempt.folder)
+    assert len(state.gpus) == 8
+    assert state.gpus[7].nvlink_tx_bytes_s is not None
+    assert "GPUs 0, 1, 2, 3, 4, 5, 6, 7 are power-capped" in state.alerts[0].message
+    assert state.joules_per_token is not None
+    assert state.joules_per_token > 0
+    for fd in attempt.lock_fds:
+        os.close(fd)
+
+
 def test_gpu_is_sampled_and_refused_to_a_second_run_while_one_uses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = hardware.detect(fake=REPO_ROOT / "tests/data/hardware/h100x8.json")
     monkeypatch.setattr(hardware, "detect", lambda: machine)
-    monkeypatch.setattr(hardware, "open_sampler", lambda num_gpus: FixedSampler())
+    monkeypatch.setattr(hardware, "open_sampler", lambda num_gpus: busy_gpus(1))
     monkeypatch.setattr(ranks, "SAMPLE_EVERY_S", 0.01)
     monkeypatch.setattr(paths, "LOCK_PATIENCE_S", 0.0)
     root = DataRoot(path=tmp_path, reason="test")
@@ -223,7 +258,10 @@ def test_gpu_is_sampled_and_refused_to_a_second_run_while_one_uses_it(
         wait_for("a sample", lambda: runs.load(first.folder).gpus)
         with pytest.raises(RunError, match="GPU 0 is used by another run"), ranks.own_gpus(second):
             pass
-    assert runs.load(first.folder).gpus == FixedSampler().sample()
+    state = runs.load(first.folder)
+    assert [(gpu.index, gpu.util, gpu.power_w) for gpu in state.gpus] == [(0, 99, 953.0)]
+    assert state.topology is not None
+    assert state.topology.nvlinks == (18,)
     for fd in (*first.lock_fds, *second.lock_fds):
         os.close(fd)
     third = gpu_attempt(root, "c")

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from harness import run_state, runs
 from harness.errors import RunError
 from harness.run_state import RunState
-from harness.runs import RunReader, Tail
+from harness.runs import RunReader
+from harness.tails import Tail
 from nmoe import events as ev
 from nmoe.event_log import EventLog
 from nmoe.events import Record, encode
@@ -268,6 +269,40 @@ def test_interim_scores_are_dropped_when_training_goes_back_before_them() -> Non
     gone = records(ev.PhaseEvent(phase="training", resume_step=5), attempt=1, seq=9)
     assert fold(stream + kept).interim_core is not None
     assert (fold(stream + gone).interim_core, fold(stream + gone).interim_tasks) == (None, ())
+
+
+def test_energy_is_that_of_the_attempt() -> None:
+    energy = [ev.EnergyEvent(step=s, tokens=s * 1000, joules=s * 500.0) for s in (10, 20)]
+    state = fold(records(*energy))
+    assert (state.energy, state.joules_per_token) == (energy[1], 0.5)
+    state = fold(records(ev.PhaseEvent(phase="checking"), attempt=1, seq=2), state)
+    assert (state.energy, state.joules_per_token) == (None, None)
+    late = fold(records(energy[1], seq=5), state)
+    assert late.energy is None
+
+
+@pytest.mark.parametrize(
+    ("nvlinks", "paths", "line"),
+    [
+        ((18, 18), ("self", "nvlink", "nvlink", "self"),
+         "2 GPU(s), joined by nvlink, 18 NVLinks each"),
+        ((18, 17), ("self", None, "nvlink", "self"),
+         "2 GPU(s), joined by N/A, nvlink, 17 or 18 NVLinks each"),
+        ((None, None), ("self", "node", "node", "self"), "2 GPU(s), joined by node"),
+        ((None,), ("self",), "1 GPU(s)"),
+    ],
+)  # fmt: skip
+def test_topology_is_one_line(
+    nvlinks: tuple[int | None, ...], paths: tuple[str | None, ...], line: str
+) -> None:
+    nothing = (None,) * len(nvlinks)
+    topology = ev.TopologyEvent(
+        indices=tuple(range(len(nvlinks))), nvlinks=nvlinks, paths=paths, pcie_gens=nothing,
+        pcie_widths=nothing, pcie_max_widths=nothing,
+    )  # fmt: skip
+    state = fold(records(topology))
+    assert state.topology == topology
+    assert [text for _, text in state.lines] == [line]
 
 
 def test_marks_are_those_of_what_happened_when_training_goes_back() -> None:

@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from tests.conftest import REPO_ROOT
 
 PATIENCE_S = 20.0
+SIZES = ("LINES", "COLUMNS")
 
 
 class Terminal:
@@ -23,15 +25,17 @@ class Terminal:
         self.master, slave = pty.openpty()
         columns, lines = size
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-        sizes = {"LINES": str(lines), "COLUMNS": str(columns)}
+        # A size in the environment would hold against every resize.
+        inherited = {key: value for key, value in os.environ.items() if key not in SIZES}
         self.child = subprocess.Popen(
             [sys.executable, "-m", "tui", *args],
             stdin=slave,
             stdout=slave,
             stderr=slave,
             cwd=REPO_ROOT,
-            env=os.environ | {"TERM": "xterm-256color"} | sizes | environ,
+            env=inherited | {"TERM": "xterm-256color"} | environ,
             start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(slave)
 
@@ -53,6 +57,12 @@ class Terminal:
             pass
         return self.output
 
+    def read_for(self, seconds: float) -> None:
+        """Read whatever comes in that time."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.read(left)
+
     def read(self, timeout_s: float) -> bool:
         """Read what comes within a time; whether anything came."""
         if not select.select([self.master], [], [], timeout_s)[0]:
@@ -63,6 +73,11 @@ class Terminal:
             return False
         self.output += chunk
         return bool(chunk)
+
+    def resize(self, columns: int, lines: int) -> None:
+        """As a terminal emulator does it: the new size, and a signal to the session."""
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self.child.send_signal(signal.SIGWINCH)
 
     def close(self) -> None:
         """Kill the child if it still runs."""

@@ -1,0 +1,386 @@
+"""What GPUs say of themselves once a second; what one of them cannot say is None, and stays so.
+
+Takes the NVML module as an argument, so that a described machine is sampled like a real one. A
+call that a GPU does not support is asked once; a GPU that is lost is never touched again.
+"""
+
+import ctypes
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nmoe.events import GpuEvent, TopologyEvent
+
+# A call that fails this often in a row for a passing reason is not tried again.
+STRIKES = 3
+# Samples between two looks at what hardly ever moves: ECC counts, remapped rows, replays.
+SLOW_EVERY = 10
+# NVML numbers the links of a GPU from 0; H100 and B200 have 18 of them.
+MAX_LINKS = 36
+KIB, MIB = 1024, 1024**2
+# nvmlDeviceGetP2PStatus by its literal index: some versions of the binding hold a tuple there.
+P2P_READ, P2P_NVLINK = 0, 2
+# nvmlGpuTopologyLevel: what two GPUs have in common on the way to each other.
+ANCESTORS = {0: "board", 10: "switch", 20: "switches", 30: "bridge", 40: "node", 50: "system"}
+
+
+class GpuLost(Exception):
+    """A GPU has fallen off the bus, or needs a reset."""
+
+
+class Asker:
+    """Asks NVML about one GPU; None for what it cannot tell, GpuLost when it is gone."""
+
+    def __init__(self, nvml: Any, handle: Any) -> None:
+        self._nvml = nvml
+        self.handle = handle
+        self._unsupported: set[str] = set()
+        self._strikes: dict[str, int] = {}
+
+    def ask(self, name: str, *args: Any) -> Any:
+        """The answer of the device function `name`."""
+        return self.call(f"{name}{args}", lambda: getattr(self._nvml, name)(self.handle, *args))
+
+    def call(self, key: str, function: Callable[[], Any]) -> Any:
+        """The answer of a function, which `key` stands for when it fails."""
+        nvml = self._nvml
+        if key in self._unsupported:
+            return None
+        try:
+            answer = function()
+        except (nvml.NVMLError_GpuIsLost, nvml.NVMLError_ResetRequired):
+            raise GpuLost from None
+        except (
+            nvml.NVMLError_NotSupported,
+            nvml.NVMLError_NoPermission,
+            nvml.NVMLError_FunctionNotFound,
+            nvml.NVMLError_InvalidArgument,
+            AttributeError,
+            ctypes.ArgumentError,
+        ):
+            self._unsupported.add(key)
+            return None
+        except (nvml.NVMLError, UnicodeDecodeError):
+            self._strike(key)
+            return None
+        self._strikes.pop(key, None)
+        return answer
+
+    def fields(self, ids: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int | float]:
+        """Values of (field, scope) pairs in one call; those that cannot be told are left out."""
+        wanted = [each for each in ids if f"field{each}" not in self._unsupported]
+        if not wanted:
+            return {}
+        values = self.call("fields", lambda: self._nvml.nvmlDeviceGetFieldValues(
+            self.handle, wanted))  # fmt: skip
+        told: dict[tuple[int, int], int | float] = {}
+        for each, value in zip(wanted, values or (), strict=False):
+            error = value.nvmlReturn
+            if error in (self._nvml.NVML_ERROR_GPU_IS_LOST, self._nvml.NVML_ERROR_RESET_REQUIRED):
+                raise GpuLost
+            if error == self._nvml.NVML_SUCCESS:
+                told[each] = number_of(self._nvml, value)
+                self._strikes.pop(f"field{each}", None)
+            elif error == self._nvml.NVML_ERROR_NOT_SUPPORTED:
+                self._unsupported.add(f"field{each}")
+            else:
+                self._strike(f"field{each}")
+        return told
+
+    def _strike(self, key: str) -> None:
+        self._strikes[key] = self._strikes.get(key, 0) + 1
+        if self._strikes[key] >= STRIKES:
+            self._unsupported.add(key)
+
+
+def number_of(nvml: Any, field: Any) -> int | float:
+    """The value of an NVML field: the member of its union that its type names."""
+    member = {
+        nvml.NVML_VALUE_TYPE_DOUBLE: "dVal",
+        nvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal",
+        nvml.NVML_VALUE_TYPE_UNSIGNED_LONG: "ulVal",
+        nvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG: "ullVal",
+        nvml.NVML_VALUE_TYPE_SIGNED_LONG_LONG: "sllVal",
+        nvml.NVML_VALUE_TYPE_SIGNED_INT: "siVal",
+        nvml.NVML_VALUE_TYPE_UNSIGNED_SHORT: "usVal",
+    }[field.valueType]
+    return getattr(field.value, member)
+
+
+class Rates:
+    """Counters that only grow, as rates; None at first and where a counter went back."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[float, float]] = {}
+
+    def rate(self, name: str, count: float | None, now: float) -> float | None:
+        """Counts a second since the last call with a count."""
+        if count is None:
+            return None
+        before = self._last.get(name)
+        self._last[name] = (count, now)
+        if before is None or count < before[0] or now <= before[1]:
+            return None
+        return (count - before[0]) / (now - before[1])
+
+
+class Gpm:
+    """GPM metrics of one GPU, each a mean since the last call; nothing where it has none."""
+
+    # Metric -> its name in a sample and what one unit of it is.
+    METRICS = (
+        ("NVML_GPM_METRIC_SM_UTIL", "sm", 0.01),
+        ("NVML_GPM_METRIC_ANY_TENSOR_UTIL", "tensor", 0.01),
+        ("NVML_GPM_METRIC_DRAM_BW_UTIL", "dram", 0.01),
+        ("NVML_GPM_METRIC_PCIE_TX_PER_SEC", "pcie_tx_bytes_s", MIB),
+        ("NVML_GPM_METRIC_PCIE_RX_PER_SEC", "pcie_rx_bytes_s", MIB),
+    )
+
+    def __init__(self, nvml: Any, asker: Asker) -> None:
+        self._nvml = nvml
+        self._asker = asker
+        self._samples: list[Any] = []
+        self._request: Any = None
+        support = asker.ask("nvmlGpmQueryDeviceSupport")
+        if support is None or not support.isSupportedDevice:
+            return
+        samples = [asker.call("gpm alloc", nvml.nvmlGpmSampleAlloc) for _ in range(2)]
+        if None not in samples:
+            self._samples = samples
+            self._asker.ask("nvmlGpmSampleGet", samples[0])
+            self._request = nvml.c_nvmlGpmMetricsGet_t()
+
+    def read(self) -> dict[str, float]:
+        """The metrics since the last call, by name."""
+        if self._request is None:
+            return {}
+        before, now = self._samples
+        if self._asker.ask("nvmlGpmSampleGet", now) is None:
+            return {}
+        self._samples.reverse()
+        request = self._request
+        request.version = self._nvml.NVML_GPM_METRICS_GET_VERSION
+        request.numMetrics = len(self.METRICS)
+        request.sample1, request.sample2 = before, now
+        for index, (name, _, _) in enumerate(self.METRICS):
+            request.metrics[index].metricId = getattr(self._nvml, name)
+        if self._asker.call("gpm", lambda: self._nvml.nvmlGpmMetricsGet(request)) is None:
+            return {}
+        return {
+            name: round(request.metrics[index].value * unit, 4)
+            for index, (_, name, unit) in enumerate(self.METRICS)
+            if request.metrics[index].nvmlReturn == self._nvml.NVML_SUCCESS
+        }
+
+    def close(self) -> None:
+        """Give the samples back."""
+        for number, sample in enumerate(self._samples):
+            self._asker.call(
+                f"gpm free {number}", lambda it=sample: self._nvml.nvmlGpmSampleFree(it)
+            )
+        self._samples, self._request = [], None
+
+
+class GpuSampler:
+    """Samples one GPU by its NVML index."""
+
+    def __init__(self, nvml: Any, index: int) -> None:
+        self._nvml = nvml
+        self.index = index
+        self._rates = Rates()
+        self._count = 0
+        self._slow: dict[str, Any] = {}
+        self.links: tuple[int, ...] | None = None
+        self.asker: Asker | None = None
+        self._gpm: Gpm | None = None
+        try:
+            self.asker = Asker(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
+            self.links = _active_links(nvml, self.asker)
+            self._gpm = Gpm(nvml, self.asker)
+        except (nvml.NVMLError, GpuLost):
+            self.asker = None
+
+    def sample(self) -> GpuEvent:
+        """What the GPU says now."""
+        if self.asker is None:
+            return GpuEvent(index=self.index, is_lost=True)
+        try:
+            return self._sample(self.asker)
+        except GpuLost:
+            self.asker = None
+            return GpuEvent(index=self.index, is_lost=True)
+
+    def close(self) -> None:
+        """Give back what was taken from the driver; nothing is asked of a lost GPU."""
+        if self._gpm is not None and self.asker is not None:
+            try:
+                self._gpm.close()
+            except GpuLost:
+                self.asker = None
+
+    def _sample(self, asker: Asker) -> GpuEvent:
+        nvml, ask = self._nvml, asker.ask
+        util = ask("nvmlDeviceGetUtilizationRates")
+        memory = ask("nvmlDeviceGetMemoryInfo")
+        limit = ask("nvmlDeviceGetEnforcedPowerLimit")
+        energy = ask("nvmlDeviceGetTotalEnergyConsumption")
+        throttle = ask("nvmlDeviceGetCurrentClocksEventReasons")
+        if throttle is None:
+            throttle = ask("nvmlDeviceGetCurrentClocksThrottleReasons")
+        if self._count % SLOW_EVERY == 0:
+            self._slow = self._read_slow(asker)
+        self._count += 1
+        return GpuEvent(
+            index=self.index,
+            util=None if util is None else util.gpu,
+            memory_used_bytes=None if memory is None else memory.used,
+            memory_total_bytes=None if memory is None else memory.total,
+            power_limit_w=None if limit is None else limit / 1e3,
+            energy_j=None if energy is None else energy / 1e3,
+            temperature_c=ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+            sm_mhz=ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
+            memory_mhz=ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
+            throttle=throttle,
+            **self._read_fields(asker),
+            **self._slow,
+        )
+
+    def _read_fields(self, asker: Asker) -> dict[str, Any]:
+        """Power, temperature of the memory, traffic and activity."""
+        nvml = self._nvml
+        tx, rx = (
+            [(field, link) for link in self.links or ()]
+            for field in (
+                nvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX,
+                nvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX,
+            )
+        )
+        power, heat = (nvml.NVML_FI_DEV_POWER_INSTANT, 0), (nvml.NVML_FI_DEV_MEMORY_TEMP, 0)
+        pcie_tx = (nvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES, 0)
+        pcie_rx = (nvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES, 0)
+        told = asker.fields([power, heat, pcie_tx, pcie_rx, *tx, *rx])
+        now = time.monotonic()
+        watts = told.get(power)
+        if watts is None:
+            watts = asker.ask("nvmlDeviceGetPowerUsage")
+        activity: dict[str, float | None] = dict(self._gpm.read()) if self._gpm else {}
+        rates = {
+            "nvlink_tx_bytes_s": (_total(told, tx), KIB),
+            "nvlink_rx_bytes_s": (_total(told, rx), KIB),
+            "pcie_tx_bytes_s": (told.get(pcie_tx), 1),
+            "pcie_rx_bytes_s": (told.get(pcie_rx), 1),
+        }
+        for name, (count, unit) in rates.items():
+            rate = self._rates.rate(name, count, now)
+            activity[name] = _rounded(activity.get(name) if rate is None else rate * unit)
+        return {
+            "power_w": None if watts is None else watts / 1e3,
+            "memory_temperature_c": told.get(heat),
+            **{f"{name}_frac": activity.pop(name, None) for name in ("sm", "tensor", "dram")},
+            **activity,
+        }
+
+    def _read_slow(self, asker: Asker) -> dict[str, Any]:
+        """What is worth a look now and then."""
+        nvml, ask = self._nvml, asker.ask
+        rows = ask("nvmlDeviceGetRemappedRows")
+        corrected, uncorrected = (
+            ask("nvmlDeviceGetTotalEccErrors", kind, nvml.NVML_VOLATILE_ECC)
+            for kind in (
+                nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED,
+                nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
+            )
+        )
+        return {
+            "ecc_corrected": corrected,
+            "ecc_uncorrected": uncorrected,
+            "remapped_rows": None if rows is None else rows[0] + rows[1],
+            "is_remap_pending": None if rows is None else bool(rows[2]),
+            "pcie_replays": ask("nvmlDeviceGetPcieReplayCounter"),
+            "sm_max_mhz": ask("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_SM),
+        }
+
+
+class Sampler:
+    """Samples GPUs by NVML index, in their order."""
+
+    def __init__(self, indices: Sequence[int], *, nvml: Any) -> None:
+        self._nvml = nvml
+        if indices:
+            nvml.nvmlInit()
+        self._gpus = [GpuSampler(nvml, index) for index in indices]
+
+    def sample(self) -> tuple[GpuEvent, ...]:
+        """One event a GPU; a lost GPU is never touched again."""
+        return tuple(gpu.sample() for gpu in self._gpus)
+
+    def topology(self) -> TopologyEvent | None:
+        """How the GPUs are joined, or None without any."""
+        if not self._gpus:
+            return None
+        links = (None if gpu.links is None else len(gpu.links) for gpu in self._gpus)
+        return TopologyEvent(
+            indices=tuple(gpu.index for gpu in self._gpus),
+            nvlinks=tuple(links),
+            paths=tuple(self._path(one, other) for one in self._gpus for other in self._gpus),
+            pcie_gens=self._ask_all("nvmlDeviceGetCurrPcieLinkGeneration"),
+            pcie_widths=self._ask_all("nvmlDeviceGetCurrPcieLinkWidth"),
+            pcie_max_widths=self._ask_all("nvmlDeviceGetMaxPcieLinkWidth"),
+        )
+
+    def close(self) -> None:
+        """Release NVML."""
+        for gpu in self._gpus:
+            gpu.close()
+        if self._gpus:
+            try:
+                self._nvml.nvmlShutdown()
+            except self._nvml.NVMLError:
+                return
+
+    def _ask_all(self, name: str) -> tuple[Any, ...]:
+        return tuple(_ask(gpu, name) for gpu in self._gpus)
+
+    def _path(self, one: GpuSampler, other: GpuSampler) -> str | None:
+        """The word for the way from one GPU to another, itself included."""
+        if one is other:
+            return "self"
+        if other.asker is None:
+            return None
+        peer = other.asker.handle
+        if _ask(one, "nvmlDeviceGetP2PStatus", peer, P2P_NVLINK) == 0:
+            return "nvlink"
+        if _ask(one, "nvmlDeviceGetP2PStatus", peer, P2P_READ) == 0:
+            return "p2p"
+        return ANCESTORS.get(_ask(one, "nvmlDeviceGetTopologyCommonAncestor", peer))
+
+
+def _ask(gpu: GpuSampler, name: str, *args: Any) -> Any:
+    """An answer outside a sample: None, too, of a GPU that is lost; its sample will say so."""
+    if gpu.asker is None:
+        return None
+    try:
+        return gpu.asker.ask(name, *args)
+    except GpuLost:
+        return None
+
+
+def _active_links(nvml: Any, asker: Asker) -> tuple[int, ...] | None:
+    """The NVLinks in use; None where the GPU does not tell of any."""
+    states = [asker.ask("nvmlDeviceGetNvLinkState", link) for link in range(MAX_LINKS)]
+    if all(state is None for state in states):
+        return None
+    return tuple(link for link, state in enumerate(states) if state == nvml.NVML_FEATURE_ENABLED)
+
+
+def _total(
+    told: dict[tuple[int, int], int | float], ids: Sequence[tuple[int, int]]
+) -> float | None:
+    """The sum over all links, or None when one of them does not tell."""
+    values = [told.get(each) for each in ids]
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
+
+
+def _rounded(rate: float | None) -> int | None:
+    return None if rate is None else round(rate)
