@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.errors import RunError
 from harness.run_state import RunState, RunStatus, status
-from harness.tails import READ_BYTES, Tail, keyed, merge
+from harness.tails import READ_BYTES, Tail, merge, placed
 from nmoe.config import ConfigError, build, read_plan
 from nmoe.events import Record
 from nmoe.paths import RUN_ID, DataRoot, RunFolder
@@ -57,7 +57,7 @@ class RunReader:
         ]
         if sum(tail.restarts for tail in self._tails):
             return self._read_again(max_bytes)
-        keyed = [list(keyed(batch)) for batch in batches]
+        keyed = [list(placed(batch)) for batch in batches]
         behind = [keys for keys, tail in zip(keyed, self._tails, strict=True) if tail.is_behind]
         until = min((keys[-1][0] for keys in behind if keys), default=(sys.maxsize, 0.0))
         self._kept = [[record for key, record in keys if key > until] for keys in keyed]

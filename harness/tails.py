@@ -106,10 +106,10 @@ def merge(batches: list[list[Record]]) -> Iterator[Record]:
     A clock that was set back does not reorder a file: its records count as late as the latest
     one before them.
     """
-    return (record for _, record in heapq.merge(*map(keyed, batches), key=lambda item: item[0]))
+    return (record for _, record in heapq.merge(*map(placed, batches), key=lambda item: item[0]))
 
 
-def keyed(records: list[Record]) -> Iterator[tuple[tuple[int, float], Record]]:
+def placed(records: list[Record]) -> Iterator[tuple[tuple[int, float], Record]]:
     """The records of one file, each with its place among those of others."""
     latest = (0, 0.0)
     for record in records:
