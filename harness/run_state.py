@@ -37,6 +37,8 @@ RunStatus = Literal[
 MAX_ALERTS = 100
 MAX_LINES = 500
 MAX_MARKS = 500
+# Alerts of GPUs that run slower than they could.
+SLOWED = ("gpu-hot", "gpu-slowdown", "gpu-straggler", "gpu-power-cap")
 # Step times that the median is taken over; recent ones, as a run may change its speed.
 MAX_STEP_TIMES = 15
 # A run is stalled after ten times what its step events usually take, but not before a minute; a
@@ -348,7 +350,7 @@ def _fold_checkpoint(state: RunState, event: ev.CheckpointEvent, _: int) -> dict
 
 def _fold_alert(state: RunState, event: ev.AlertEvent, _: int) -> dict[str, Any]:
     changes: dict[str, Any] = {"alerts": (*state.alerts[1 - MAX_ALERTS :], event)}
-    if event.code.startswith("gpu"):
+    if event.code in SLOWED and event.level != "info":
         changes["marks"] = (*state.marks, Mark(state.step, "throttle"))[-MAX_MARKS:]
     return changes
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from harness import leaderboard, score
 from nmoe import events as ev
-from nmoe.config import Config, Digests, Hardware, Plan, config_digest, fit_micro_batch, read_config
+from nmoe.config import Config, Digests, Hardware, Plan, config_digest, read_config
+from nmoe.memory import fit_micro_batch
 from nmoe.paths import REPO_ROOT, DataRoot
 from tests.tui.recordings import START, Recording
 
@@ -33,7 +34,8 @@ TASKS = (
 
 def make_plan(run_id: str = RUN_ID, **changes: Any) -> Plan:
     """The plan of `super` in bf16 on eight B200."""
-    config = fit_micro_batch(read_config(REPO_ROOT / "configs" / "speedrun" / "super.toml"), 8)
+    config = read_config(REPO_ROOT / "configs" / "speedrun" / "super.toml")
+    config = fit_micro_batch(config, 8, 180 << 30)
     values: dict[str, Any] = {item.name: getattr(config, item.name) for item in fields(Config)}
     values |= {
         "run_id": run_id,

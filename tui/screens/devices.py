@@ -30,6 +30,9 @@ def gpus(view: RunView) -> tuple[Gpu, ...]:
             sm_mhz=gpu.sm_mhz,
             memory_mhz=gpu.memory_mhz,
             throttle=gpu.throttle,
+            sm=gpu.sm_frac,
+            tensor=gpu.tensor_frac,
+            nvlink_bytes_s=_both(gpu.nvlink_tx_bytes_s, gpu.nvlink_rx_bytes_s),
             is_lost=gpu.is_lost,
         )
         for gpu in view.state.gpus
@@ -50,17 +53,34 @@ def facts(view: RunView) -> tuple[tuple[Row, ...], ...]:
             _fact("", f"{run.plan.world} x {host.gpu}"),
             _fact("capability", host.capability or _NA),
             _fact("driver", host.driver or _NA),
-            _fact("P2P", _NA if run.plan.world > 1 else "one GPU"),
+            _fact("P2P", _paths(run)),
         ]
+    whole = run.joules_per_token
     told = f" of {len(watts)}" if 0 < len(watts) < len(every) else ""
     return (
         (
             *machine,
             _fact("power", fmt.fixed(power_w, unit="W", none=_NA) + told),
             _fact("", f"{fmt.fixed(_scaled(joules), decimals=2, none=_NA)} mJ/token now"),
+            *([] if whole is None else [_fact("", f"{1e3 * whole:.2f} in all")]),
             *_speed(run),
         ),
     )
+
+
+def _both(sent: float | None, received: float | None) -> float | None:
+    return None if sent is None or received is None else sent + received
+
+
+def _paths(run: RunState) -> str:
+    """How the GPUs reach each other: one word where all pairs are alike."""
+    if run.plan is not None and run.plan.world == 1:
+        return "one GPU"
+    if run.topology is None:
+        return _NA
+    num = len(run.topology.indices)
+    pairs = {run.topology.paths[a * num + b] for a in range(num) for b in range(num) if a != b}
+    return "/".join(sorted(path or _NA for path in pairs)) or _NA
 
 
 def _scaled(joules: float | None) -> float | None:
