@@ -152,7 +152,7 @@ class Race(Recording):
         self.gpus(*every)
         self.supervisor(
             ev.AlertEvent(
-                code="gpu-heat", level="warning",
+                code="gpu-hot", level="warning",
                 message="GPU 6 is held back by heat: 1410 of 1965 MHz, tok/s down 6 %",
             )
         )  # fmt: skip
