@@ -42,10 +42,25 @@ def test_two_ranks_agree_with_one_when_hundreds_of_layers_are_drawn(
     assert_two_agree_with_one(ranks, cases.random_passes(300, seed=seed))
 
 
+@pytest.mark.skipif(1 < torch.cuda.device_count() < 8, reason="eight ranks: none, one or 8 GPUs")
+def test_eight_ranks_agree_with_one_when_layers_follow_each_other(ranks: World) -> None:
+    """An expert a rank; ranks without tokens, all tokens to the first three."""
+    passes = [
+        Pass(counts=(3, 0, 64, 1, 7, 20, 0, 5)),
+        Pass(counts=(0, 9, 0, 0, 0, 0, 0, 2), layer=1, routing="one", seed=1),
+        Pass(counts=(5,) * 8, seed=2),
+    ]
+    assert_many_agree_with_one(ranks, 8, passes)
+
+
 def assert_two_agree_with_one(ranks: World, passes: list[Pass]) -> None:
-    halves, (whole,) = ranks(2).run(cases.layers, passes), ranks(1).run(cases.layers, passes)
+    assert_many_agree_with_one(ranks, 2, passes)
+
+
+def assert_many_agree_with_one(ranks: World, world: int, passes: list[Pass]) -> None:
+    parts, (whole,) = ranks(world).run(cases.layers, passes), ranks(1).run(cases.layers, passes)
     for number, want in enumerate(whole):
-        got = {name: torch.cat([half[number][name] for half in halves]) for name in want}
+        got = {name: torch.cat([part[number][name] for part in parts]) for name in want}
         # rows are the same and in the same order, so all that is made of whole rows is equal
         for name in ("dgates", "dw13", "dw2"):
             assert torch.equal(got[name], want[name]), (number, name)
