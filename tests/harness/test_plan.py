@@ -16,7 +16,15 @@ from nmoe.paths import REPO_ROOT, DataRoot
 from tests.harness.finished_run import write_dataset
 
 SCENARIOS = Path(__file__).parent.parent / "data" / "hardware"
-TRAINING_MACHINES = ("b200x8", "h100x8", "h200x2", "h200x1", "lost_later", "not_available")
+TRAINING_MACHINES = (
+    "b200x8_busy",
+    "b200x8",
+    "h100x8",
+    "h200x2",
+    "h200x1",
+    "lost_later",
+    "not_available",
+)
 PRESETS = ("dense", "moe", "pocket", "super", "ultra")
 
 
