@@ -135,7 +135,8 @@ class _Preset:
         self._report, self._folder = report, folder
         self._size: Size = size_for(job.device, job.micro_batch)
         layers = layers_of(preset, job.device, gpus=world.size)
-        self._shape = preset if layers is None else f"{preset}, {layers} layer{'s'[: layers - 1]}"
+        word = "layer" if layers == 1 else "layers"
+        self._shape = preset if layers is None else f"{preset}, {layers} {word}"
         self._say = lambda text: say(f"{self._shape}: {text}")
         self._official = _Official()
 

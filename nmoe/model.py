@@ -20,13 +20,14 @@ from nmoe.config import Config, Impl
 from nmoe.expert_layout import pack, parts
 from nmoe.flops import padded_vocab
 from nmoe.layers import Linear, RMSNorm, SwiGLU
+from nmoe.memory import LOSS_TOKENS
 from nmoe.moe import Experts, MoE
 from nmoe.rdep import Transport
 
 GroupName = Literal["dense", "router", "expert"]
 Kind = Literal["matrix", "table", "vector"]
 # Tokens whose logits are in memory at once: a product of 16k rows fills a GPU.
-LOSS_CHUNK: dict[Impl, int] = {"reference": 4096, "triton": 16_384}
+LOSS_CHUNK: dict[Impl, int] = {"reference": 4096, "triton": LOSS_TOKENS}
 
 
 class Block(nn.Module):

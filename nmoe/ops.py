@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nmoe.config import Activation, Impl
 from nmoe.expert_layout import Rows, capacity
+from nmoe.memory import ROW_TILE
 from nmoe.reference import adamw as reference_adamw
 from nmoe.reference import combine as reference_combine
 from nmoe.reference import experts as reference_experts
@@ -27,8 +28,6 @@ from nmoe.reference import rotary as reference_rotary
 from nmoe.reference import route as reference_route
 from nmoe.reference import sort as reference_sort
 from nmoe.reference import swiglu as reference_swiglu
-
-ROW_TILE = 128
 
 
 def route(

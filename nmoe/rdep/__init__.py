@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nmoe.config import WORST_CASE_RANKS, Impl
+from nmoe.memory import ROOM
 from nmoe.rdep.device import DeviceWire, flag_region
 from nmoe.rdep.host import HostWire
 from nmoe.rdep.ipc import PHASES, Ipc, Wire, regions
@@ -150,7 +151,7 @@ def first_room(choices: int, *, world: int, impl: Impl) -> int | None:
     """Choices for which a rank has rows at first, given those that a rank sends; None: for all."""
     if impl == "reference" or world <= WORST_CASE_RANKS:
         return None
-    return choices * 3 // 2  # as many arrive as are sent, on average
+    return int(choices * ROOM)  # as many arrive as are sent, on average
 
 
 def _open_wire(

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from harness import gpu_watch
-from harness.gpu_watch import EnergyMeter, GpuWatch, Pace, topology_alerts
+from harness.gpu_watch import TROUBLES, EnergyMeter, GpuWatch, Pace, topology_alerts
+from harness.run_state import SLOWED
 from nmoe.events import GpuEvent, TopologyEvent
 
 POWER_CAP, HW_HEAT, BRAKE, IDLE = 0x04, 0x40, 0x80, 0x01
@@ -211,3 +212,7 @@ def test_energy_is_unknown_when_one_gpu_does_not_tell():
     for now in range(30):
         sample = (GpuEvent(index=0, energy_j=float(now)), GpuEvent(index=1))
         assert meter.see(sample, now=float(now), pace=Pace(tokens=now, tok_s=1.0)) is None
+
+
+def test_what_slows_a_gpu_is_what_marks_the_throughput():
+    assert set(SLOWED) == {trouble.code for trouble in TROUBLES}

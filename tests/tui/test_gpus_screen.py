@@ -21,8 +21,10 @@ def root(tmp_path):
 
 
 def facts_of(folder):
+    return facts_in(runs.load(folder))
 
-    state = runs.load(folder)
+
+def facts_in(state):
     view = RunView(state=state, status="training", is_alive=True, now=0.0)
     return " ".join(plain(row) for group in devices.facts(view) for row in group)
 
@@ -53,6 +55,38 @@ def test_price_of_a_token_is_power_over_throughput(root):
     folder = races.healthy(root).folder
 
     assert f"{6705 / (524_288 / 0.5512) * 1e3:.2f} mJ/token now" in facts_of(folder)
+
+
+def test_paths_between_gpus_and_the_energy_of_a_token_are_told_when_known(root):
+    state = runs.load(races.healthy(root).folder)
+    num = state.plan.world
+    none = (None,) * num
+    topology = ev.TopologyEvent(
+        indices=tuple(range(num)), nvlinks=(18,) * num, paths=("nvlink",) * num * num,
+        pcie_gens=none, pcie_widths=none, pcie_max_widths=none,
+    )  # fmt: skip
+    joined = replace(state, topology=topology)
+    mixed = replace(topology, paths=("nvlink", "system", *("nvlink",) * (num * num - 2)))
+
+    assert "P2P nvlink" in facts_in(joined)
+    assert "P2P nvlink/system" in facts_in(replace(state, topology=mixed))
+    assert "in all" not in facts_in(joined)
+    energy = ev.EnergyEvent(step=10, tokens=1000, joules=12.5)
+    assert "12.50 in all" in facts_in(replace(joined, energy=energy))
+
+
+def test_activity_and_links_of_a_sample_reach_the_table(root):
+    state = runs.load(races.healthy(root).folder)
+    told = {"sm_frac": 0.5, "tensor_frac": 0.25, "nvlink_tx_bytes_s": 2e9, "nvlink_rx_bytes_s": 1e9}
+    one = replace(state.gpus[0], **told)
+    view = RunView(
+        state=replace(state, gpus=(one, replace(one, index=1, nvlink_rx_bytes_s=None))),
+        status="training", is_alive=True, now=0.0,
+    )  # fmt: skip
+    first, second = devices.gpus(view)
+
+    assert (first.sm, first.tensor, first.nvlink_bytes_s) == (0.5, 0.25, 3e9)
+    assert second.nvlink_bytes_s is None
 
 
 def test_what_is_not_known_is_not_available(root):
