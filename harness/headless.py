@@ -5,6 +5,7 @@ to stop (ctrl-C, SIGTERM) is passed on and then waited for; a second one leaves 
 """
 
 import os
+import select
 import signal
 import sys
 import time
@@ -115,7 +116,7 @@ def exit_code(state: RunState) -> int:
 class EventLines:
     """Event lines as they stand in the files; the result is kept back to be the last line.
 
-    `is_gone` says that nobody reads them any more; any other trouble is told to `complain`.
+    Trouble other than a reader who left is told to `complain`.
     """
 
     def __init__(
@@ -127,7 +128,13 @@ class EventLines:
         self._prints_result = output != "all" or not stream.isatty()
         self._prints_events = self._prints_result and output != "quiet"
         self._result: Record | None = None
-        self.is_gone = False
+        self._is_gone = False
+
+    @property
+    def is_gone(self) -> bool:
+        """Nobody reads them any more: writing failed, or would."""
+        self._is_gone = self._is_gone or has_left(self._stream)
+        return self._is_gone
 
     def write(self, record: Record) -> None:
         """Print one record, except GPU samples."""
@@ -146,13 +153,23 @@ class EventLines:
             self._stream.write(encode(record) + "\n")
             self._stream.flush()
         except OSError as error:
-            self.is_gone = isinstance(error, BrokenPipeError)
-            if not self.is_gone:
+            self._is_gone = isinstance(error, BrokenPipeError)
+            if not self._is_gone:
                 self._complain(
                     f"no more event lines: {error.strerror}; they are in the run's files"
                 )
             discard(self._stream)
             self._prints_events = self._prints_result = False
+
+
+def has_left(stream: TextIO) -> bool:
+    """Whether the reader of a pipe is gone, told without writing: a quiet run writes nothing."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # a stream without a file
+        return False
+    return any(what & (select.POLLERR | select.POLLHUP) for _, what in poll.poll(0))
 
 
 def discard(stream: TextIO) -> None:

@@ -2,17 +2,20 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from harness import format as text
-from harness.compare import Comparison, RunComparison
-from harness.doctor import Check
 from harness.entry import Entry, Verification
 from harness.errors import Problem
 from harness.leaderboard import Board, standings, time_of
-from harness.runs import Summary
-from harness.significance import Interval
-from nmoe.config import Plan
-from nmoe.paths import DataRoot
+
+if TYPE_CHECKING:  # a list need not wait for numpy and NVML, which these modules load
+    from harness.compare import Comparison, RunComparison
+    from harness.doctor import Check
+    from harness.runs import Summary
+    from harness.significance import Interval
+    from nmoe.config import Plan
+    from nmoe.paths import DataRoot
 
 
 def safe(value: object) -> str:
@@ -34,7 +37,7 @@ def columns(rows: Iterable[Sequence[object]], *, indent: str = "") -> list[str]:
     ]
 
 
-def run_lines(rows: Sequence[Summary], root: DataRoot) -> list[str]:
+def run_lines(rows: "Sequence[Summary]", root: "DataRoot") -> list[str]:
     """The list of runs, newest first."""
     if not rows:
         return [f"no runs in {safe(root.runs)}. Run: n speedrun"]
@@ -111,7 +114,7 @@ def _standing(entry: Entry) -> str:
     return f"{entry.status} ({repeats.finished}/{repeats.n}, p {text.probability(repeats.p)})"
 
 
-def check_lines(checks: Sequence[Check]) -> list[str]:
+def check_lines(checks: "Sequence[Check]") -> list[str]:
     """The doctor's findings: verdict, name, value, and below it the fix."""
     lines = columns((check.verdict, check.name, check.value) for check in checks)
     fixes = [[f"    → {safe(check.fix)}"] if check.fix else [] for check in checks]
@@ -129,7 +132,7 @@ def verification_lines(run_id: str, found: Verification, status: str | None) -> 
     ]
 
 
-def comparison_lines(comparison: Comparison) -> list[str]:
+def comparison_lines(comparison: "Comparison") -> list[str]:
     """Two scored models by task: accuracies, the items only one has right, McNemar's p; CORE."""
     head = ("TASK", "N", "ACC A", "ACC B", "ONLY A", "ONLY B", "P")
     body = [
@@ -154,7 +157,7 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     return lines + [f"note: {safe(note)}" for note in comparison.notes]
 
 
-def run_comparison_lines(found: RunComparison) -> list[str]:
+def run_comparison_lines(found: "RunComparison") -> list[str]:
     """Two sets of runs: cohort, difference of loss and time with their intervals, the verdict."""
     loss, time = found.loss, found.train_s
     return [
@@ -172,20 +175,20 @@ def run_comparison_lines(found: RunComparison) -> list[str]:
     ]
 
 
-def _bounds(interval: Interval, decimals: int) -> str:
+def _bounds(interval: "Interval", decimals: int) -> str:
     if interval.low is None or interval.high is None:
         return "no interval"
     low, high = (text.fixed(x, decimals=decimals) for x in (interval.low, interval.high))
     return f"[{low}, {high}]"
 
 
-def _verdict(is_other: bool, interval: Interval) -> str:
+def _verdict(is_other: bool, interval: "Interval") -> str:
     if not is_other:
         return "no difference shown"
     return "B is lower" if interval.mean < 0 else "B is higher"
 
 
-def plan_lines(plan: Plan, root: DataRoot) -> list[str]:
+def plan_lines(plan: "Plan", root: "DataRoot") -> list[str]:
     """What a run will be: machine, preset, dtype and the reasons, target, data, root."""
     step_tokens = plan.train.batch_size * plan.train.seq_len
     return columns(
@@ -208,7 +211,7 @@ def plan_lines(plan: Plan, root: DataRoot) -> list[str]:
     )
 
 
-def _stage_rows(plan: Plan) -> Iterable[tuple[str, str]]:
+def _stage_rows(plan: "Plan") -> Iterable[tuple[str, str]]:
     """Each stage's tokens, and of each source its share and how often it is read on average."""
     if plan.flow is None:
         return
@@ -230,7 +233,7 @@ def problem_line(problem: Problem) -> str:
     return safe(f"{kind}: {problem.what}.{fix}")
 
 
-def machine(plan: Plan) -> str:
+def machine(plan: "Plan") -> str:
     """The plan's hardware in one phrase."""
     hardware = plan.hardware
     if hardware.gpu is None:

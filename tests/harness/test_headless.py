@@ -269,6 +269,24 @@ def test_attach_to_a_living_run_ends_when_its_reader_leaves(folder):
     assert not folder.stop_request.exists()
 
 
+def test_attach_to_a_quiet_run_ends_when_its_reader_leaves_late(folder):
+    write_run(folder, status="interrupted", rc=None)
+    lock = launch.take_run_lock(folder)
+    # Every line is in the pipe before the first is read: no later write tells of the end.
+    done = shell(folder, "n attach last --headless | (sleep 2; head -1); echo ${PIPESTATUS[0]}")
+    os.close(lock)
+    assert done.stdout.splitlines()[-1] == "0"
+
+
+def test_reader_who_has_left_is_noticed_without_writing():
+    read_fd, write_fd = os.pipe()
+    with os.fdopen(write_fd, "w") as stream:
+        assert not headless.has_left(stream)
+        os.close(read_fd)
+        assert headless.has_left(stream)
+    assert not headless.has_left(io.StringIO())
+
+
 @pytest.mark.parametrize("verb", ["attach", "replay"])
 def test_pipe_into_cat_ends_with_the_code_of_the_run(folder, verb):
     write_run(folder, status="missed", rc=6)
