@@ -5,8 +5,9 @@ import math
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from harness.run_state import RunState, RunStatus
+from harness.run_state import RunState
 from harness.series import Series
+from harness.status import RunStatus
 from harness.tails import READ_BYTES, Tail, merge
 from nmoe.events import Record
 from nmoe.paths import RunFolder

@@ -7,7 +7,6 @@ one file come in its order; how the files of a run interleave does not change th
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from statistics import median
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -16,24 +15,6 @@ from harness.series import Point, Series
 from nmoe import events as ev
 from nmoe.config import Plan
 
-RunStatus = Literal[
-    "no-gpu",
-    "idle",
-    "checking",
-    "preparing",
-    "launching",
-    "compiling",
-    "training",
-    "validating",
-    "stopping",
-    "core-eval",
-    "done",
-    "missed",
-    "failed",
-    "interrupted",
-    "stalled",
-    "diverged",
-]
 MAX_ALERTS = 100
 MAX_LINES = 500
 MAX_MARKS = 500
@@ -41,11 +22,6 @@ MAX_MARKS = 500
 SLOWED = ("gpu-hot", "gpu-slowdown", "gpu-straggler", "gpu-power-cap")
 # Step times that the median is taken over; recent ones, as a run may change its speed.
 MAX_STEP_TIMES = 15
-# A run is stalled after ten times what its step events usually take, but not before a minute; a
-# first step may compile, so it gets longer.
-STALL_FACTOR = 10
-STALL_S = 60.0
-FIRST_STEP_S = 600.0
 # The order of phases within an attempt; the trainer moves between those of the same stage.
 STAGES: Mapping[str, int] = MappingProxyType(
     {"checking": 0, "preparing": 1, "launching": 2, "scoring": 4}
@@ -86,6 +62,9 @@ class RunState:
     mfu: float | None = None
     train_s: float = 0.0
     wall_s: float = 0.0
+    # What the clock of the score excludes, as far as events have told of it.
+    compile_s: float = 0.0
+    checkpoint_s: float = 0.0
     val: ev.ValEvent | None = None
     best_val: float | None = None
     target: float | None = None
@@ -167,30 +146,6 @@ class RunState:
     def is_over(self) -> bool:
         """Whether the current attempt has ended and said so."""
         return self.exit is not None
-
-
-def status(state: RunState, alive: bool, now: float) -> RunStatus:
-    """The one word for a run, from its events and whether its lock is held."""
-    ended = state.exit or (None if alive else state.outcome)
-    if ended is not None:
-        return "failed" if ended.status == "core-failed" else ended.status
-    if not alive:
-        return "interrupted" if state.events else "idle"
-    if state.phase == "scoring":
-        return "core-eval"
-    if state.stop_requested:
-        return "stopping"
-    if state.phase == "training" and now - state.progressed > stall_limit_s(state):
-        return "stalled"
-    return state.phase or "checking"
-
-
-def stall_limit_s(state: RunState) -> float:
-    """Seconds without a word from the trainer after which a training run is stalled."""
-    if not state.step_times_ms:
-        return FIRST_STEP_S
-    every = state.plan.log.every if state.plan else 1
-    return max(STALL_S, STALL_FACTOR * every * median(state.step_times_ms) / 1000)
 
 
 def _stream(event: ev.Event) -> str:
@@ -345,7 +300,12 @@ def _fold_gpu(state: RunState, event: ev.GpuEvent, _: int) -> dict[str, Any]:
 def _fold_checkpoint(state: RunState, event: ev.CheckpointEvent, _: int) -> dict[str, Any]:
     mark = Mark(event.step, "checkpoint")
     marks = (*(other for other in state.marks if other != mark), mark)
-    return {"checkpoint": event, "marks": marks[-MAX_MARKS:]}
+    paused_s = state.checkpoint_s + (event.paused_s or 0.0)
+    return {"checkpoint": event, "checkpoint_s": paused_s, "marks": marks[-MAX_MARKS:]}
+
+
+def _fold_compile(state: RunState, event: ev.CompileEvent, _: int) -> dict[str, Any]:
+    return {"compile_s": state.compile_s + event.seconds}
 
 
 def _fold_alert(state: RunState, event: ev.AlertEvent, _: int) -> dict[str, Any]:
@@ -380,6 +340,7 @@ def _fold_stop(state: RunState, event: ev.Event, attempt: int) -> dict[str, Any]
 _FOLDS: dict[type[ev.Event], Callable[[RunState, Any, int], dict[str, Any]]] = {
     ev.PhaseEvent: _fold_phase,
     ev.PrepEvent: _fold_prep,
+    ev.CompileEvent: _fold_compile,
     ev.StepEvent: _fold_step,
     ev.ValEvent: _fold_val,
     ev.RouterEvent: _keep("router"),

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RunError
-from harness.run_state import RunState, RunStatus, status
+from harness.run_state import RunState
+from harness.status import RunStatus, status
 from harness.tails import READ_BYTES, Tail, merge, placed
 from nmoe.config import ConfigError, build, read_plan
 from nmoe.events import Record

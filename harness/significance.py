@@ -96,6 +96,19 @@ def student_tail(t: float, df: int) -> float:
     return tail if t >= 0 else 1 - tail
 
 
+def proportions_p(a: float, n_a: int, b: float, n_b: int) -> float:
+    """The two-sided chance of a difference so large between two fractions of right answers.
+
+    Normal, with one pooled fraction, for independent items. Two models that answer the same items
+    differ less by chance than that, so it errs to the careful side.
+    """
+    pooled_frac = (a * n_a + b * n_b) / (n_a + n_b)
+    variance = pooled_frac * (1 - pooled_frac) * (1 / n_a + 1 / n_b)
+    if variance <= 0:
+        return 1.0
+    return min(1.0, 2 * NormalDist().cdf(-abs(a - b) / math.sqrt(variance)))
+
+
 def mean_time(times_s: Sequence[float], *, failed: int) -> float:
     """The mean; from ten runs on without fastest and slowest, for which one that failed counts."""
     ordered = sorted(times_s)

@@ -101,3 +101,18 @@ def test_paired_interval_holds_its_level(pairs: int, share: float) -> None:
         a, b = rng.normal(0, 1, pairs), rng.normal(0, 1, pairs)
         wrong += significance.paired(list(a), list(b)).excludes_zero
     assert wrong <= 100 * share
+
+
+def test_difference_of_two_fractions_is_as_unlikely_as_drawing_it():
+    """300 and 340 right of 1,000: z = -1.917 by hand; drawing both says the same."""
+    p = significance.proportions_p(0.30, 1000, 0.34, 1000)
+    assert p == pytest.approx(0.0552, abs=0.0002)
+
+    right = np.random.default_rng(0).binomial(1000, 0.32, size=(2, 200_000))
+    apart = np.abs(right[0] - right[1])
+    assert np.mean(apart > 40) + np.mean(apart == 40) / 2 == pytest.approx(p, rel=0.03)
+
+
+def test_fractions_without_spread_differ_by_nothing():
+    assert significance.proportions_p(0.0, 10, 0.0, 1000) == 1.0
+    assert significance.proportions_p(1.0, 10, 1.0, 10) == 1.0

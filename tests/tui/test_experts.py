@@ -60,6 +60,22 @@ def test_classes_ascend_and_end_below_what_can_be(num_experts, top_k):
     assert len(limits) == len(LOAD_BOUNDS)
 
 
+def test_drift_is_the_fraction_of_rows_that_go_elsewhere():
+    """A quarter of all rows moves from the first of four experts to the last; one layer stays."""
+    past = np.array([[2.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    now = np.array([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+
+    assert balance.drift(now, past).tolist() == [0.25, 0.0]
+
+
+def test_drift_by_chance_is_that_of_two_draws():
+    found = router(64, 4, step_tokens=4096)
+    draws = np.random.default_rng(0).multinomial(4096 * 4, [1 / 64] * 64, size=(2, 200))
+    now, past = draws / (4096 * 4 / 64)
+
+    assert balance.drift(now, past).mean() == pytest.approx(found.chance_drift, rel=0.02)
+
+
 def test_limits_are_those_of_chance_and_collapse():
     """4 rows each of 8 experts by chance: CV sqrt(8 / 32); 2 chosen of 8: CV sqrt(3), 4 x even."""
     found = router(8, 2, step_tokens=16)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.run_state import RunStatus
+from harness.status import RunStatus
 from tests.tui.drawings import gpus
 from tui.widgets.ascii import to_ascii
 from tui.widgets.gpus import Gpu, draw_gpu_line, draw_gpus, state

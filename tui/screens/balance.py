@@ -32,7 +32,8 @@ COLUMNS = (
     Column(title="entropy", align="right", rank=2),
     Column(title="max", align="right", rank=1),
     Column(title="dead", align="right"),
-    Column(title="bias range", align="right", rank=3),
+    Column(title="bias range", align="right", rank=4),
+    Column(title="drift", align="right", rank=3),
 )
 
 
@@ -67,6 +68,16 @@ class Router:
     def chance_dead(self) -> float:
         """Experts that get no row when tokens choose by chance."""
         return self.num_experts * math.exp(-self.step_tokens * self.top_k / self.num_experts)
+
+    @property
+    def chance_drift(self) -> float:
+        """Rows in other places than before when tokens choose by chance, as a fraction."""
+        return math.sqrt(self.num_experts / (math.pi * max(1, self.step_tokens * self.top_k)))
+
+    @property
+    def past_record(self) -> int:
+        """The record that drift is measured from: a tenth of the run ago, or the one before."""
+        return self.event.record - max(1, self.event.record // 10)
 
     def num_dead(self, at: int) -> int:
         """Experts of MoE layer number `at` without a row."""
@@ -129,7 +140,12 @@ def title(router: Router | None) -> str:
     )
 
 
-def layers(router: Router | None) -> Table:
+def drift(loads_LE: Floats, past_LE: Floats) -> Floats:
+    """[L]: the fraction of rows that now go to other experts than before, 0 to 1."""
+    return np.abs(loads_LE - past_LE).mean(axis=1) / 2
+
+
+def layers(router: Router | None, drift_L: Floats | None = None) -> Table:
     """A row a MoE layer."""
     if router is None:
         return Table(columns=COLUMNS, empty="no router event yet")
@@ -137,6 +153,7 @@ def layers(router: Router | None) -> Table:
     records: list[Record] = []
     for at, layer in enumerate(event.layers):
         sign, dead = router.sign(at), router.num_dead(at)
+        moved = None if drift_L is None or at >= len(drift_L) else float(drift_L[at])
         records.append(
             Record(
                 id=str(at),
@@ -148,9 +165,10 @@ def layers(router: Router | None) -> Table:
                     fmt.fixed(event.max_load[at], decimals=2),
                     ((fmt.count(dead), "warn" if dead else "dim"),),
                     fmt.fixed(event.bias_range[at], decimals=3),
+                    fmt.percent(moved, decimals=1),
                 ),
                 orders=(layer, sign.word, event.cv[at], event.entropy[at], event.max_load[at],
-                        dead, event.bias_range[at]),
+                        dead, event.bias_range[at], moved),
             )
         )  # fmt: skip
     return Table(columns=COLUMNS, records=tuple(records))
@@ -184,6 +202,7 @@ def _limits(router: Router) -> tuple[Row, ...]:
     highest = f"{fmt.fixed(router.highest, decimals=1)} x even"
     return (
         _fact("by chance: CV", fmt.percent(router.chance_cv, decimals=1)),
+        _fact("drift", fmt.percent(router.chance_drift, decimals=1)),
         _fact("collapsed: CV", f"{fmt.percent(router.collapse_cv)}, {highest}"),
     )
 
@@ -214,6 +233,11 @@ def _listed(label: str, experts: list[int], load_E: Floats, role: Role) -> tuple
     if not parts:
         return ()
     return (((f"{label} ", "dim"), *parts[0]), *parts[1:])
+
+
+def past_step(router: Router) -> int:
+    """The step that drift is measured from."""
+    return router.event.step - (router.event.record - router.past_record) * router.every
 
 
 def steps(router: Router, records_N: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Floats:

@@ -1,16 +1,17 @@
 """The experts screen: loads of all layers, and one layer and one expert of it in detail."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from textual.app import ComposeResult
 from textual.containers import Container
 from textual.message import Message
 
+from harness import format as fmt
 from harness.loads import Floats, read_history, read_loads
 from nmoe.paths import DataRoot
-from tui.feed import Failure, RunView, attempt
+from tui.feed import Failure, RunView, Success, attempt
 from tui.screens import balance
 from tui.screens.balance import Router
 from tui.screens.named import WatchScreen
@@ -25,10 +26,11 @@ from tui.widgets.prose import Facts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Read:
-    """What was read for a router event and a place: loads [L, E], and the expert's past."""
+    """What was read for a router event and a place: loads [L, E], drift [L], the expert's past."""
 
     router: Router
     loads_LE: Floats | None = None
+    drift_L: Floats | None = None
     problem: str = ""
     place: Place | None = None
     steps_N: Floats | None = None
@@ -75,7 +77,7 @@ class ExpertsScreen(WatchScreen):
         if view.state.run_id != self._run_id:
             self._run_id, self._found = view.state.run_id, None
         self._router = balance.router(view.state)
-        self._layers.show(balance.layers(self._router))
+        self._show_layers()
         if self._router is None:
             self._draw()
         elif self._found is None or self._found.router.event != self._router.event:
@@ -107,7 +109,17 @@ class ExpertsScreen(WatchScreen):
             column = 0 if cursor is None else cursor.column
             self._heat.point(Place(row=int(event.record_id), column=column))
 
+    def _show_layers(self) -> None:
+        drift_L = None if self._found is None else self._found.drift_L
+        self._layers.show(balance.layers(self._router, drift_L))
+        self._layers.border_subtitle = (
+            f"drift since step {fmt.count(balance.past_step(self._found.router))}"
+            if self._found is not None and drift_L is not None
+            else ""
+        )
+
     def _draw(self) -> None:
+        self._show_layers()
         found, cursor = self._found, self._heat.cursor
         loads = None if found is None else found.loads_LE
         problem = "" if found is None else found.problem
@@ -137,21 +149,19 @@ def _read(root: DataRoot, run_id: str, router: Router, place: Place | None) -> _
     loads = attempt(lambda: read_loads(folder, shape, record))
     if isinstance(loads, Failure):
         return _Read(router=router, problem=loads.problem)
+    past = attempt(lambda: read_loads(folder, shape, router.past_record))
+    drift_L = balance.drift(loads.value, past.value) if isinstance(past, Success) else None
+    found = _Read(router=router, loads_LE=loads.value, drift_L=drift_L)
     if place is None or place.row >= shape.num_layers:
-        return _Read(router=router, loads_LE=loads.value)
-    past = attempt(
+        return found
+    history = attempt(
         lambda: read_history(folder, shape, record, layer=place.row, expert=place.column)
     )
-    if isinstance(past, Failure):
-        return _Read(router=router, loads_LE=loads.value, problem=past.problem)
-    records_N, history_N = past.value
-    return _Read(
-        router=router,
-        loads_LE=loads.value,
-        place=place,
-        steps_N=balance.steps(router, records_N),
-        history_N=history_N,
-    )
+    if isinstance(history, Failure):
+        return replace(found, problem=history.problem)
+    records_N, history_N = history.value
+    steps_N = balance.steps(router, records_N)
+    return replace(found, place=place, steps_N=steps_N, history_N=history_N)
 
 
 def _history(found: _Read | None, cursor: Place | None, layers: Sequence[int]) -> Chart:

@@ -17,6 +17,7 @@ from tui.widgets.core import Core, CoreTable
 from tui.widgets.figure import Chart
 from tui.widgets.gpus import GpuTable
 from tui.widgets.logs import LogTail
+from tui.widgets.meters import Shares
 from tui.widgets.numbers import Numbers
 from tui.widgets.progress import Progress, ProgressBars
 from tui.widgets.prose import Paragraphs
@@ -49,6 +50,7 @@ class RunScreen(WatchScreen):
         self._view: RunView | None = None
         self._progress = ProgressBars(Progress(), id="progress")
         self._numbers = Numbers((), id="numbers")
+        self._spent = Shares((), id="spent")
         self._gpus = GpuTable((), id="gpus")
         self._core = CoreTable(Core(), id="core")
         self._report = Paragraphs((), id="report")
@@ -58,6 +60,7 @@ class RunScreen(WatchScreen):
         for panel, title in (
             (self._progress, "prepare"),
             (self._numbers, "numbers"),
+            (self._spent, "where the time went"),
             (self._gpus, "GPUs"),
             (self._core, "CORE"),
             (self._report, "report"),
@@ -70,6 +73,7 @@ class RunScreen(WatchScreen):
                 yield self._progress
             with Container(id="side"):
                 yield self._numbers
+                yield self._spent
                 yield self._gpus
                 yield self._report
                 yield self._core
@@ -86,6 +90,7 @@ class RunScreen(WatchScreen):
         self._draw_chart()
         self._progress.show(summary.progress(view))
         self._numbers.show(summary.numbers(view))
+        self._spent.show(summary.shares(view))
         gpus = devices.gpus(view)
         self.set_class(bool(gpus), "-gpus")
         self._gpus.show(gpus)

@@ -1,12 +1,13 @@
 """CORE of a run as values for the widgets, beside the best run of its cohort. Pure functions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness import format as fmt
 from harness.best import Best
 from harness.run_state import RunState
+from harness.significance import proportions_p
 from nmoe.events import CoreEvent, CoreTaskEvent
 from tui.feed import RunView
 from tui.screens.sheet import Sheet, Value
@@ -16,6 +17,7 @@ from tui.widgets.rows import Role, Row, clean
 from tui.widgets.table import Column
 
 _BAR = 16
+_UNLIKELY = 0.05
 COLUMNS = (
     Column(title="task"),
     Column(title="items", align="right", rank=5),
@@ -25,6 +27,7 @@ COLUMNS = (
     Column(title="95 %", align="right", rank=3),
     Column(title="record", align="right", rank=4),
     Column(title="change", align="right"),
+    Column(title="p", align="right", rank=4),
     Column(title="s", align="right", rank=6),
     Column(title="cropped", align="right", rank=8),
     Column(title="", rank=7),
@@ -43,9 +46,19 @@ class Scores:
 
     def record(self, task: str) -> float | None:
         """The centered score of a task in the best run."""
-        if self.best is None:
+        return self._of_best(task).get("centered")
+
+    def p(self, task: CoreTaskEvent) -> float | None:
+        """The chance of such a change of accuracy if both models are equally good at the task."""
+        best = self._of_best(task.name)
+        acc, items = best.get("acc"), best.get("items")
+        if acc is None or not items or not task.items or not math.isfinite(task.acc):
             return None
-        return (self.best.entry.core.tasks.get(task) or {}).get("centered")
+        return proportions_p(task.acc, task.items, acc, int(items))
+
+    def _of_best(self, task: str) -> Mapping[str, float | None]:
+        tasks = {} if self.best is None else self.best.entry.core.tasks
+        return tasks.get(task) or {}
 
     @property
     def pending(self) -> list[str]:
@@ -91,7 +104,7 @@ def table(found: Scores) -> Table:
 
 def _record(index: int, task: CoreTaskEvent, found: Scores) -> Record:
     record, half = found.record(task.name), half_width(task)
-    change = None if record is None else task.centered - record
+    change, p = None if record is None else task.centered - record, found.p(task)
     at = f"±{fmt.fixed(half, decimals=3)}" if half is not None else fmt.NOT_AVAILABLE
     return Record(
         id=task.name,
@@ -103,13 +116,14 @@ def _record(index: int, task: CoreTaskEvent, found: Scores) -> Record:
             fmt.fixed(task.centered, decimals=3),
             at,
             fmt.fixed(record, decimals=3),
-            _change(change, half),
+            _change(change, p),
+            fmt.NOT_YET if p is None else fmt.probability(p),
             fmt.fixed(task.seconds, decimals=1),
             fmt.count(task.cropped, none=fmt.NOT_AVAILABLE),
             meter(max(0.0, task.centered), _BAR, "line", none=""),
         ),
         orders=(task.name, task.items, task.acc, task.baseline, task.centered, half, record,
-                change, task.seconds, task.cropped, task.centered),
+                change, p, task.seconds, task.cropped, task.centered),
     )  # fmt: skip
 
 
@@ -117,18 +131,18 @@ def _pending(index: int, name: str, found: Scores) -> Record:
     record = found.record(name)
     none = fmt.NOT_YET
     cells = (clean(name), none, none, none, none, none, fmt.fixed(record, decimals=3), none,
-             none, none, "")  # fmt: skip
+             none, none, none, "")  # fmt: skip
     orders: list[Value] = [None] * len(COLUMNS)
     orders[0], orders[6] = name, record
     return Record(id=name, cells=cells, orders=tuple(orders), role="faint")
 
 
-def _change(change: float | None, half: float | None) -> Row:
-    """Better or worse than the record, in colour only beyond the interval of the task."""
+def _change(change: float | None, p: float | None) -> Row:
+    """Better or worse than the record, in colour only where luck hardly explains it."""
     if change is None or math.isnan(change):
         return ((fmt.NOT_YET, "faint"),)
     role: Role = "dim"
-    if half is not None and abs(change) > half:
+    if p is not None and p < _UNLIKELY:
         role = "good" if change > 0 else "warn"
     sign = "+" if change >= 0 else ""
     beyond = "*" if role != "dim" else " "
@@ -198,7 +212,7 @@ def _notes(found: Scores) -> list[Row]:
         notes.append(_fact("cropped", fmt.count(score.cropped)))
     if score.empty_regions:
         notes.append(_fact("nothing to score", fmt.count(score.empty_regions)))
-    notes.append(((("* beyond the interval of the task"), "dim"),))
+    notes.append((("* p < 0.05, as one task of 20 has by luck alone", "dim"),))
     return notes
 
 
@@ -207,10 +221,10 @@ def sheet(found: Scores) -> Sheet | None:
     if not found.tasks:
         return None
     columns = ("task", "items", "acc", "baseline", "centered", "centered_half_width_95",
-               "record_centered", "seconds", "cropped", "empty_regions")  # fmt: skip
+               "record_centered", "p", "seconds", "cropped", "empty_regions")  # fmt: skip
     rows: list[Sequence[Value]] = [
         (task.name, task.items, task.acc, task.baseline, task.centered, half_width(task),
-         found.record(task.name), task.seconds, task.cropped, task.empty_regions)
+         found.record(task.name), found.p(task), task.seconds, task.cropped, task.empty_regions)
         for task in found.tasks
     ]  # fmt: skip
     return Sheet(name="core", columns=columns, rows=rows)

@@ -6,6 +6,7 @@ import numpy as np
 
 from harness import format as fmt
 from harness.best import Best, ahead_s
+from harness.ledger import ledger
 from harness.runs import RunState
 from nmoe.config import Plan
 from tui.feed import RunView
@@ -13,6 +14,7 @@ from tui.screens.curves import CurveOf
 from tui.widgets.core import Core, Task
 from tui.widgets.figure import Chart, EventMark
 from tui.widgets.forecast import Forecast, forecast
+from tui.widgets.meters import Share
 from tui.widgets.numbers import Number
 from tui.widgets.progress import Job, Progress
 from tui.widgets.rows import Role, Row, clean
@@ -205,6 +207,12 @@ def numbers(view: RunView) -> tuple[Number, ...]:
     if state.bad_lines:
         items.append(Number(label="bad lines", text=fmt.count(state.bad_lines), role="warn"))
     return tuple(items)
+
+
+def shares(view: RunView) -> tuple[Share, ...]:
+    """Where the time went, training first, then the largest; what took none is left out."""
+    parts = sorted(ledger(view.state), key=lambda part: (not part.is_counted, -part.seconds))
+    return tuple(Share(name=part.name, amount=part.seconds) for part in parts if part.seconds > 0)
 
 
 def _na(measured: float | None) -> str:

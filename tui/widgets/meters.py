@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness import format as fmt
-from tui.widgets.rows import Role, Row, Span, join_fitting, row_width
+from tui.widgets.rows import Panel, Role, Row, Span, join_fitting
 
 _PARTS = "▏▎▍▌▋▊▉█"
 _COLUMNS = "▁▂▃▄▅▆▇█"
@@ -26,6 +26,15 @@ class Share:
 
     name: str
     amount: float
+
+
+class Shares(Panel[tuple[Share, ...]]):
+    """A whole as one bar, and below it what its parts are called."""
+
+    def draw(self, width: int, height: int) -> Sequence[Row]:
+        if not self.value:
+            return ()
+        return (shares(self.value, width), share_legend(self.value, width))
 
 
 def meter(frac: float | None, width: int, role: Role, *, none: str = fmt.NOT_AVAILABLE) -> Row:
@@ -84,9 +93,3 @@ def share_legend(parts: Sequence[Share], width: int) -> Row:
         percent = fmt.percent(part.amount / total if known else None)
         entries.append(((glyph, role), (f" {part.name} ", "dim"), (percent, "text")))
     return join_fitting(entries, width, gap="  ")
-
-
-def labelled(label: str, bar: Row, text: str, width: int, *, role: Role = "text") -> Row:
-    """A label, its bar and the value behind it, when all of it fits; else without the bar."""
-    row: Row = ((f"{label} ", "dim"), *bar, (f" {text}", role))
-    return row if row_width(row) <= width else ((f"{label} ", "dim"), (text, role))
