@@ -1,7 +1,8 @@
 """Filters of lists of runs: `dtype:fp8 val<3.3 state=failed super`, every term must hold.
 
 `:` asks for a part of a text, `=` and `!=` for all of it, `< <= > >=` for numbers; a bare word is
-looked for in the run's id, preset, machine and state. A number that is not known holds for nothing.
+looked for in the run's id, preset, machine, state and note. A number that is not known holds for
+nothing.
 """
 
 import difflib
@@ -24,6 +25,7 @@ TEXTS: Mapping[str, Callable[[Summary], str]] = {
     "dtype": lambda run: run.dtype,
     "hw": lambda run: run.machine,
     "created": lambda run: run.created,
+    "note": lambda run: run.note,
 }
 NUMBERS: Mapping[str, Callable[[Summary], float | None]] = {
     "step": lambda run: run.step,
@@ -57,7 +59,7 @@ class Term:
         """Whether a run fulfils it."""
         wanted = self.text.lower()
         if not self.field:
-            told = (run.run_id, run.preset, run.machine, run.status, run.dtype)
+            told = (run.run_id, run.preset, run.machine, run.status, run.dtype, run.note)
             return any(wanted in value.lower() for value in told)
         if self.field in NUMBERS:
             value = NUMBERS[self.field](run)

@@ -18,6 +18,7 @@ from nmoe.paths import RUN_ID, DataRoot, RunFolder
 
 # A list of runs reads this much of the end of a file: with a validation in it, as a rule.
 LIST_BYTES = 1 << 14
+MAX_NOTE = 200  # characters that people write beside a run
 
 __all__ = [
     "RunReader",
@@ -115,7 +116,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """One row of a list of runs; `problem` says why a folder could not be read."""
+    """One row of a list of runs; `problem` says why a folder could not be read.
+
+    `note` is what a person wrote beside the run.
+    """
 
     run_id: str
     status: RunStatus
@@ -135,6 +139,7 @@ class Summary:
     best_val: float | None = None
     target: float | None = None
     train_s: float = 0.0
+    note: str = ""
     problem: str = ""
 
 
@@ -212,6 +217,7 @@ def summarize(folder: RunFolder) -> Summary:
             "created": str(plan["created"]),
             "steps": int(train["steps"]),
             "target": float(plan["target"]["target_loss"]),
+            "note": _note(folder),
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"{folder.plan.name} cannot be read: {type(error).__name__}: {error}"
@@ -242,6 +248,14 @@ def read_snapshot(folder: RunFolder) -> Snapshot | None:
         return build(Snapshot, json.loads(folder.state.read_bytes()), where=folder.state.name)
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def _note(folder: RunFolder) -> str:
+    try:
+        with folder.note.open(encoding="utf-8", errors="replace") as file:
+            return file.readline(MAX_NOTE).strip()
+    except OSError:
+        return ""
 
 
 def _last_status(folder: RunFolder) -> RunStatus:

@@ -151,6 +151,10 @@ class RunFolder:
         return self.root / "router.f16"
 
     @property
+    def note(self) -> Path:
+        return self.root / "note.txt"
+
+    @property
     def lock(self) -> Path:
         return self.root / "lock"
 

@@ -118,12 +118,13 @@ class NmoeApp(RemoteControl):
         self._feed: Feed | None = None
         self._setup = SetupScreen(root, request or Request(), is_readonly=is_readonly)
         self._race = RunScreen()
+        self._runs = RunsScreen(root, is_readonly=is_readonly, clock=clock)
         self._named: dict[str, NamedScreen] = {
             "run": self._race,
             "experts": ExpertsScreen(root),
             "gpus": GpusScreen(),
             "core": CoreScreen(),
-            "runs": RunsScreen(root, clock=clock),
+            "runs": self._runs,
             "board": BoardScreen(root, repo_board=self._repo_board),
             "kernels": KernelsScreen(bench_results),
             "logs": LogsScreen(root),
@@ -159,6 +160,9 @@ class NmoeApp(RemoteControl):
 
     def launch_failed(self) -> None:
         self._setup.launch_failed()
+
+    def runs_changed(self) -> None:
+        self._runs.runs_changed()
 
     def on_attach(self, message: Attach) -> None:
         self.attach(message.folder)

@@ -1,11 +1,16 @@
 """The remote control: the few acts on a run, each asked about before it is done."""
 
+from collections.abc import Callable
+
 from textual.app import App
 
-from harness import launch
+from harness import curate, launch
+from harness import format as fmt
+from harness.runs import MAX_NOTE
 from nmoe.paths import DataRoot, RunFolder
 from tui.feed import Failure, RunView, Success, attempt
-from tui.screens.ask import Ask, Choice
+from tui.screens.ask import Ask, AskText, Choice, Question
+from tui.screens.runs import Delete, Note
 from tui.screens.setup import Launch
 
 STOPPED_BY = "the screen"
@@ -28,13 +33,17 @@ class RemoteControl(App[None]):
         """Allow another try."""
         raise NotImplementedError
 
+    def runs_changed(self) -> None:
+        """A run was noted or deleted."""
+        raise NotImplementedError
+
     def action_detach(self) -> None:
         """Leave; the run goes on."""
         self.exit()
 
     def action_leave(self) -> None:
         """Ask how to leave."""
-        if isinstance(self.screen, Ask):
+        if isinstance(self.screen, Question):
             self.screen.dismiss(None)
             return
         choices = [Choice("cancel", "Cancel"), Choice("detach", "Detach: leave, the run goes on")]
@@ -128,6 +137,52 @@ class RemoteControl(App[None]):
             self.launch_failed()
             return
         self.attach(outcome.value)
+
+    def on_note(self, message: Note) -> None:
+        """Ask for a line, and keep it beside the run."""
+        run = message.run
+
+        def answered(text: str | None) -> None:
+            if text is not None:
+                folder = self.root.run(run.run_id)
+                self._change(lambda: curate.write_note(folder, text), "noted")
+
+        question = f"Note beside {run.run_id}; an empty one takes it away"
+        self.push_screen(AskText(question, text=run.note, max_length=MAX_NOTE), answered)
+
+    def on_delete(self, message: Delete) -> None:
+        """Ask for the id, then delete the run."""
+        run, folder = message.run, self.root.run(message.run.run_id)
+        if run.is_alive:
+            self.notify(f"{run.run_id} is alive: stop it first", markup=False)
+            return
+
+        def answered(run_id: str | None) -> None:
+            if run_id is not None:
+                self._change(lambda: curate.delete(folder, self.root), f"deleted {run.run_id}")
+
+        size = fmt.bytes_(curate.size_bytes(folder))
+        question = (
+            f"Delete {run.run_id}, {size} with its checkpoints? An entry on a board stays, but its"
+            " model can no longer be verified. Type the id."
+        )
+        self.push_screen(AskText(question, wanted=run.run_id), answered)
+
+    def _change(self, act: Callable[[], None], done: str) -> None:
+        """Do it off the screen's thread, say what came of it and show the list anew."""
+
+        def work() -> None:
+            outcome = attempt(act)
+            self.call_from_thread(self._changed, outcome, done)
+
+        self.run_worker(work, thread=True, group="change", exit_on_error=False)
+
+    def _changed(self, outcome: Success[None] | Failure, done: str) -> None:
+        if isinstance(outcome, Failure):
+            self.complain(outcome)
+        else:
+            self.notify(done, markup=False)
+        self.runs_changed()
 
     def complain(self, failure: Failure) -> None:
         """Tell why something did not work."""

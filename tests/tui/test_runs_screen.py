@@ -177,3 +177,67 @@ def test_hostile_names_stand_in_the_table_as_text():
 
     assert record.cells[2] == "[/bold]·[2J"
     assert record.cells[4].startswith("·abc")
+
+
+@pytest.fixture
+def own_root(tmp_path):
+    """Two runs that a test may change."""
+    root = rec.data_root(tmp_path)
+    races.done(root, IDS["done"])
+    races.failed(root, IDS["failed"])
+    return root
+
+
+def act(root, *keys, wanted, **options):
+    """The runs screen after keys, once a text is there."""
+    seen = []
+
+    async def steps(app, pilot):
+        await pilot.press("5")
+        await until(pilot, lambda: "╭─ runs 2" in screen_text(app), "the list")
+        await pilot.press(*keys)
+        await until(pilot, lambda: wanted in screen_text(app), wanted)
+        seen.append(screen_text(app))
+
+    drive(root, steps, size=(240, 67), **options)
+    return seen[0]
+
+
+def test_note_is_written_beside_the_run_and_shown(own_root):
+    text = act(own_root, "N", *"warm [x]", "enter", wanted="warm [x]")
+
+    row = next(line for line in text.splitlines() if "warm [x]" in line)
+    assert IDS["failed"] in row
+    assert own_root.run(IDS["failed"]).note.read_text() == "warm [x]\n"
+
+
+def test_run_is_deleted_only_once_its_id_is_typed(own_root):
+    text = act(own_root, "D", *"yes", "enter", wanted="nothing was done")
+    assert f"Delete {IDS['failed']}" in text
+    assert own_root.run(IDS["failed"]).plan.is_file()
+
+    act(own_root, "D", *IDS["failed"], "enter", wanted="runs 1")
+    assert not own_root.run(IDS["failed"]).root.exists()
+    assert own_root.run(IDS["done"]).plan.is_file()
+
+
+def test_escape_leaves_the_run_as_it_is(own_root):
+    text = act(own_root, "D", *IDS["failed"], "escape", "N", *"x", "escape", wanted="runs 2")
+
+    assert "Delete" not in text
+    assert not own_root.run(IDS["failed"]).note.exists()
+    assert own_root.run(IDS["failed"]).plan.is_file()
+
+
+def test_viewer_that_only_looks_neither_notes_nor_deletes(own_root):
+    text = act(own_root, "N", "D", wanted="runs 2", is_readonly=True)
+
+    assert "Note beside" not in text
+    assert "Delete" not in text
+
+
+def test_living_run_is_not_deleted_from_the_screen(own_root):
+    with held(own_root.run(IDS["failed"])):
+        text = act(own_root, "D", wanted="is alive: stop it first")
+
+    assert "Type the id" not in text

@@ -28,6 +28,7 @@ COLUMNS = (
     Column(title="to go", align="right", rank=3),
     Column(title="train", align="right", rank=5),
     Column(title="age", align="right", rank=1),
+    Column(title="note", rank=8),
 )
 
 
@@ -66,12 +67,13 @@ def _record(run: Summary, is_marked: bool, now: float) -> Record:
         _gap(gap),
         fmt.seconds(run.train_s if run.step else None),
         fmt.age(age_s),
+        ((clean(run.note), "dim"),),
     )
     if run.problem:
         name: Row = ((f"{clean(run.run_id)}  ", "text"), (clean(run.problem), "bad"))
         cells = (cells[0], name, *[""] * (len(COLUMNS) - 2))
     orders = (run.status, run.run_id, run.preset, run.dtype, run.machine, run.step, run.val, gap,
-              run.train_s, age_s)  # fmt: skip
+              run.train_s, age_s, run.note)  # fmt: skip
     return Record(id=run.run_id, cells=cells, orders=orders, is_marked=is_marked)
 
 
@@ -138,10 +140,11 @@ def compared(chosen: Chosen, width: int) -> list[Row]:
 def sheet(runs: Sequence[Summary]) -> Sheet | None:
     """The runs, unformatted."""
     columns = ("run", "state", "preset", "dtype", "machine", "created", "attempt", "step", "tokens",
-               "loss", "val", "best_val", "target", "train_s")  # fmt: skip
+               "loss", "val", "best_val", "target", "train_s", "note")  # fmt: skip
     rows: list[Sequence[Value]] = [
         (run.run_id, run.status, run.preset, run.dtype, run.machine, run.created, run.attempt + 1,
-         run.step, run.tokens, run.loss, run.val, run.best_val, run.target, run.train_s)
+         run.step, run.tokens, run.loss, run.val, run.best_val, run.target, run.train_s,
+         run.note)
         for run in runs
     ]  # fmt: skip
     return Sheet(name="runs", columns=columns, rows=rows) if runs else None

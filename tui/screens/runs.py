@@ -46,6 +46,22 @@ class Marked(Message):
         self.others = others
 
 
+class Note(Message):
+    """A person wants to write beside this run."""
+
+    def __init__(self, run: Summary) -> None:
+        super().__init__()
+        self.run = run
+
+
+class Delete(Message):
+    """A person wants this run deleted."""
+
+    def __init__(self, run: Summary) -> None:
+        super().__init__()
+        self.run = run
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
     """All runs as they are now, and the chosen ones read as far as they go."""
@@ -78,11 +94,14 @@ class RunsScreen(NamedScreen):
         Binding("m", "mark", "", show=False, tooltip="runs: mark one, or not, up to six"),
         Binding("u", "unmark", "", show=False, tooltip="runs: unmark all"),
         Binding("v", "compare", "", show=False, tooltip="runs: curves and plans of the marked"),
+        Binding("N", "note", "", show=False, tooltip="runs: write a note beside one"),
+        Binding("D", "delete", "", show=False, tooltip="runs: delete one; its id is asked for"),
     ]
 
-    def __init__(self, root: DataRoot, *, clock: Callable[[], float]) -> None:
+    def __init__(self, root: DataRoot, *, is_readonly: bool, clock: Callable[[], float]) -> None:
         super().__init__()
         self._root = root
+        self._is_readonly = is_readonly
         self._clock = clock
         self._lock = threading.Lock()
         self._all: list[Summary] = []
@@ -207,6 +226,34 @@ class RunsScreen(NamedScreen):
     def action_compare(self) -> None:
         """The list alone, or curves and plans with it, where there is no room for all."""
         self.toggle_class("-comparing")
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Whether a key acts: a viewer that only looks writes and deletes nothing."""
+        if action in ("note", "delete") and self._is_readonly:
+            return None
+        return super().check_action(action, parameters)
+
+    def action_note(self) -> None:
+        """Ask for a line to keep beside the run under the cursor."""
+        run = self._current()
+        if run is not None:
+            self.post_message(Note(run))
+
+    def action_delete(self) -> None:
+        """Delete the run under the cursor, once its id is typed."""
+        run = self._current()
+        if run is not None:
+            self.post_message(Delete(run))
+
+    def _current(self) -> Summary | None:
+        """The run under the cursor."""
+        current = self._grid.current
+        return next((run for run in self._all if run.run_id == current), None)
+
+    def runs_changed(self) -> None:
+        """Read the list again; a run that is gone has no mark."""
+        self._marked = [run_id for run_id in self._marked if self._root.run(run_id).root.is_dir()]
+        self._marks_changed()
 
     def _draw(self) -> None:
         shown = self._shown()
