@@ -188,7 +188,7 @@ def own_root(tmp_path):
     return root
 
 
-def act(root, *keys, wanted, **options):
+def act(root, *keys, wanted, size=(240, 67), **options):
     """The runs screen after keys, once a text is there."""
     seen = []
 
@@ -199,7 +199,7 @@ def act(root, *keys, wanted, **options):
         await until(pilot, lambda: wanted in screen_text(app), wanted)
         seen.append(screen_text(app))
 
-    drive(root, steps, size=(240, 67), **options)
+    drive(root, steps, size=size, **options)
     return seen[0]
 
 
@@ -209,6 +209,13 @@ def test_note_is_written_beside_the_run_and_shown(own_root):
     row = next(line for line in text.splitlines() if "warm [x]" in line)
     assert IDS["failed"] in row
     assert own_root.run(IDS["failed"]).note.read_text() == "warm [x]\n"
+
+
+def test_note_stands_below_a_narrow_list(own_root):
+    own_root.run(IDS["failed"]).note.write_text("warm [/bold]\n")
+    text = act(own_root, wanted="warm [/bold]", size=(80, 24))
+
+    assert text.splitlines()[-2].endswith("warm [/bold] ─╯")
 
 
 def test_run_is_deleted_only_once_its_id_is_typed(own_root):

@@ -24,7 +24,7 @@ from tui.screens.sheet import Sheet
 from tui.widgets.chart import LineChart
 from tui.widgets.figure import Chart
 from tui.widgets.grid import Grid, Table
-from tui.widgets.rows import Panel, Row
+from tui.widgets.rows import Panel, Row, clean
 
 REFRESH_S = 3.0
 _HINT = "filter: dtype:fp8 val<3.3 state=failed, or a word"
@@ -176,7 +176,14 @@ class RunsScreen(NamedScreen):
             self.post_message(Marked(self._chosen.others))
         self._draw()
 
+    def _say(self) -> None:
+        """Below the list: what is wrong with it, else the note beside the run under the cursor."""
+        run = self._current()
+        told = self._problem or (clean(run.note) if run else "")
+        self._grid.border_subtitle = told.replace("[", "\\[")
+
     def on_grid_moved(self, event: Grid.Moved) -> None:
+        self._say()
         if not self._marked:
             self._read()
 
@@ -261,7 +268,7 @@ class RunsScreen(NamedScreen):
         count = f"{len(shown)} of {total}" if len(shown) < total else str(total)
         marks = f" · {len(self._marked)} marked" if self._marked else ""
         self._grid.border_title = f"runs {count}{marks}"
-        self._grid.border_subtitle = self._problem.replace("[", "\\[")
+        self._say()
         empty = "no runs yet: 0 starts one" if not total else "no run fits the filter"
         self._grid.show(listing.table(shown, self._marked, self._clock(), empty=empty))
         self._chart.show(listing.chart(self._chosen, self._charts))
