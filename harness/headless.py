@@ -22,6 +22,7 @@ from harness import format as text
 from harness import launch, runs
 from harness.describe import describe
 from harness.errors import RunError
+from harness.ledger import ledger
 from harness.replay import Replay
 from harness.run_state import RunState
 from harness.tables import safe
@@ -342,6 +343,10 @@ def _conclude(folder: RunFolder, state: RunState, people: People) -> None:
         )
         if result.reason:
             people.say(f"not on a board: {result.reason}")
+    parts = [part for part in ledger(state) if part.seconds > 0]
+    if parts:
+        spent = ", ".join(f"{part.name} {text.exact_seconds(part.seconds)}" for part in parts)
+        people.say(f"where the time went: {spent}")
     joules = state.joules_per_token
     if state.energy is not None and joules is not None:
         people.say(

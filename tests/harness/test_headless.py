@@ -237,7 +237,9 @@ def test_energy_is_told_at_the_end(folder, capsys):
     gpus.write(EnergyEvent(step=10, tokens=10_000_000, joules=7.2e6))
     gpus.close()
     headless.follow(folder, output="all", passes_stop=False)
-    assert "used 2.00 kWh to train, 0.720 J a token" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "used 2.00 kWh to train, 0.720 J a token" in told
+    assert "where the time went: training " in told
 
 
 # ------------------------------------------------------------------------- as real processes
