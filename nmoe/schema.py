@@ -24,15 +24,15 @@ def build(cls: type[T], raw: object, *, where: str, section: str = "") -> T:
     values: dict[str, Any] = {}
     for item in known:
         value = raw.get(item.name, MISSING)
-        if type(value) in item.kinds:
+        if type(value) in item.admitted.plain:
             values[item.name] = value
         elif value is not MISSING:
             label = f"{section}.{item.name}" if section else item.name
-            values[item.name] = _convert(item.hint, value, where=where, label=label)
+            values[item.name] = _convert(item.admitted, value, where=where, label=label)
         elif item.is_required:
             _refuse_unknown(raw, known, where=where, section=section)
             label = f"{section}.{item.name}" if section else item.name
-            kind = "section" if is_dataclass(item.hint) else "key"
+            kind = "section" if item.admitted.table in item.admitted.options else "key"
             raise ConfigError(f'{where}: missing {kind} "{label}"')
     if len(values) < len(raw):
         _refuse_unknown(raw, known, where=where, section=section)
@@ -42,29 +42,73 @@ def build(cls: type[T], raw: object, *, where: str, section: str = "") -> T:
         raise ConfigError(f"{where}: {error}" if not section else str(error)) from None
 
 
+class _Admitted(NamedTuple):
+    """What a hint admits, taken apart once: values of exactly a `plain` type need no closer look.
+
+    `choices` are those of a union of literals, and perhaps None; None for any other hint.
+    """
+
+    options: tuple[Any, ...]
+    kinds: tuple[type, ...]
+    plain: frozenset[type]
+    table: type | None
+    items: Any
+    choices: tuple[Any, ...] | None
+
+
 class _Field(NamedTuple):
-    """A field of a dataclass; values of exactly one of `kinds` need no closer look."""
+    """A field of a dataclass."""
 
     name: str
-    hint: Any
-    kinds: frozenset[type]
+    admitted: _Admitted
     is_required: bool
 
 
 @cache
 def _fields_of(cls: type) -> tuple[_Field, ...]:
     hints = typing.get_type_hints(cls)
-    plain = {str, int, float, bool, types.NoneType}
     return tuple(
         _Field(
             name=item.name,
-            hint=hints[item.name],
-            kinds=frozenset(kind for kind in _options(hints[item.name]) if kind in plain),
+            admitted=_admitted(hints[item.name]),
             is_required=item.default is MISSING and item.default_factory is MISSING,
         )
         for item in fields(cls)
         if item.init
     )
+
+
+@cache
+def _admitted(hint: Any) -> _Admitted:
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options = typing.get_args(hint) if is_union else (hint,)
+    plain = {str, int, float, bool, types.NoneType}
+    return _Admitted(
+        options=options,
+        kinds=tuple(map(_kind, options)),
+        plain=frozenset(option for option in options if option in plain),
+        table=next(
+            (option for option in options if isinstance(option, type) and is_dataclass(option)),
+            None,
+        ),
+        items=typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None,
+        choices=_choices(options),
+    )
+
+
+def _kind(option: Any) -> type:
+    """What values of a hint without unions are instances of."""
+    kind = typing.get_origin(option) or option
+    return Mapping if kind is dict else kind
+
+
+def _choices(options: Sequence[Any]) -> tuple[Any, ...] | None:
+    choices: list[Any] = []
+    for option in options:
+        if typing.get_origin(option) is not Literal and option is not types.NoneType:
+            return None
+        choices += typing.get_args(option) or [None]
+    return tuple(choices)
 
 
 def _refuse_unknown(
@@ -113,26 +157,29 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _convert(hint: Any, value: Any, *, where: str, label: str) -> Any:
-    inner = next((option for option in _options(hint) if is_dataclass(option)), None)
-    if inner is not None and not any(_fits(option, value) for option in _options(hint)):
-        return build(typing.cast(type, inner), value, where=where, section=label)
-    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
-        item = typing.get_args(hint)[0]
-        pairs = enumerate(value)
-        return tuple(_convert(item, each, where=where, label=f"{label}.{i}") for i, each in pairs)
-    choices = _choices(hint)
+def _convert(admitted: _Admitted, value: Any, *, where: str, label: str) -> Any:
+    choices = admitted.choices
+    if admitted.table and not any(_fits(kind, value) for kind in admitted.kinds):
+        return build(admitted.table, value, where=where, section=label)
+    if admitted.items is not None and isinstance(value, list | tuple):
+        item = _admitted(admitted.items)
+        return tuple(
+            each
+            if type(each) in item.plain
+            else _convert(item, each, where=where, label=f"{label}.{i}")
+            for i, each in enumerate(value)
+        )
     if choices is not None:
         if value in choices:
             return value
         names = [str(choice) for choice in choices]
         raise ConfigError(f"{where}: {label}: got {value!r}.{nearest(str(value), names)}")
-    for option in _options(hint):
-        if _fits(option, value):
-            return _as_float(value, where=where, label=label) if option is float else value
-        if option is int and isinstance(value, float) and value.is_integer():
+    for kind in admitted.kinds:
+        if _fits(kind, value):
+            return _as_float(value, where=where, label=label) if kind is float else value
+        if kind is int and isinstance(value, float) and value.is_integer():
             return int(value)
-    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in _options(hint))
+    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in admitted.options)
     raise ConfigError(f"{where}: {label}: got {_typename(value)} {value!r}, expected {wanted}")
 
 
@@ -143,30 +190,12 @@ def _as_float(value: Any, *, where: str, label: str) -> float:
         raise ConfigError(f"{where}: {label}: got a number that is too large") from None
 
 
-def _choices(hint: Any) -> tuple[Any, ...] | None:
-    """What a union of literals, and perhaps None, admits; None for any other hint."""
-    choices: list[Any] = []
-    for option in _options(hint):
-        if typing.get_origin(option) is not Literal and option is not types.NoneType:
-            return None
-        choices += typing.get_args(option) or [None]
-    return tuple(choices)
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return typing.get_args(hint)
-    return (hint,)
-
-
-def _fits(option: Any, value: Any) -> bool:
-    if option is float:
+def _fits(kind: type, value: Any) -> bool:
+    if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
-    if option is int:
+    if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if typing.get_origin(option) is dict:
-        return isinstance(value, Mapping)
-    return isinstance(value, typing.get_origin(option) or option)
+    return isinstance(value, kind)
 
 
 def _typename(value: object) -> str:
