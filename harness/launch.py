@@ -11,9 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +123,37 @@ def spawn_prep(folder: RunFolder, command: Sequence[str], *, lock_fds: Sequence[
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
     return process
+
+
+def lines_of(module: str, *, deadline_s: float) -> Iterator[str]:
+    """The lines that a module of this checkout prints, each as soon as it is there.
+
+    MachineError, with its last words, when it fails or is not done in time.
+    """
+    command = [sys.executable, "-P", "-m", module]
+    environ = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
+            errors="replace", cwd=REPO_ROOT, env=environ,
+        )  # fmt: skip
+        assert process.stdout is not None
+        began, killer = time.monotonic(), threading.Timer(deadline_s, process.kill)
+        killer.start()
+        try:
+            yield from process.stdout
+            code = process.wait()
+        finally:
+            is_late = time.monotonic() - began >= deadline_s
+            killer.cancel()
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        if code != 0:
+            errors.seek(0)
+            words = errors.read().strip().rpartition("\n")[2]
+            how = f"was not done in {deadline_s:.0f} s" if is_late else f"ended with {code}"
+            raise MachineError(f"{module} {how}" + (f": {words}" if words else ""))
 
 
 def spawn_rank(

@@ -9,7 +9,13 @@ from harness import format as text
 from harness.errors import BoardError, Problem
 from harness.hardware import Detection
 from nmoe.config import Plan
-from nmoe.flops import VOCAB_SIZE, count_parameters, num_moe_layers, padded_vocab
+from nmoe.flops import (
+    VOCAB_SIZE,
+    Parameters,
+    count_parameters,
+    num_moe_layers,
+    padded_vocab,
+)
 from nmoe.memory import USABLE, estimate
 from nmoe.paths import DataRoot, existing
 
@@ -49,6 +55,15 @@ def first_blocking(found: tuple[Problem, ...]) -> Problem | None:
     return next((problem for problem in found if problem.is_blocking), None)
 
 
+def checkpoint_bytes(plan: Plan) -> int:
+    """What one checkpoint takes on the disk, and in host memory while it is written."""
+    return SAVED_BYTES_PER_PARAMETER * _parameters(plan).total
+
+
+def _parameters(plan: Plan) -> Parameters:
+    return count_parameters(plan, padded_vocab(VOCAB_SIZE.get(plan.data.tokenizer, 0)))
+
+
 def _version_problems(plan: Plan) -> list[Problem]:
     """What this version has not built; a fake machine is only ever shown."""
     found: list[Problem] = []
@@ -77,11 +92,11 @@ def _root_problems(plan: Plan, root: DataRoot) -> list[Problem]:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         what = f"cannot write to {root.path} ({root.reason})"
         return [Problem(what=what, fix="Set DATA_DIR to a folder that this user can write.")]
-    parameters = count_parameters(plan, padded_vocab(VOCAB_SIZE.get(plan.data.tokenizer, 0))).total
     # The newest checkpoints, one more while it is written or on a stop, the weights at the target.
     every = plan.checkpoint.every
     kept = min(plan.checkpoint.keep, plan.train.steps // every if every else 0)
-    saved = parameters * (SAVED_BYTES_PER_PARAMETER * (kept + 1) + 4)
+    weights = 4 * _parameters(plan).total
+    saved = checkpoint_bytes(plan) * (kept + 1) + weights
     free = shutil.disk_usage(place).free
     if free < saved + SPARE_BYTES:
         what = (
@@ -101,10 +116,8 @@ def _board_problems(root: DataRoot) -> list[Problem]:
 
 
 def _memory_problems(plan: Plan, detection: Detection) -> list[Problem]:
-    parameters = count_parameters(plan, padded_vocab(VOCAB_SIZE.get(plan.data.tokenizer, 0)))
+    parameters, needed = _parameters(plan), checkpoint_bytes(plan)
     found: list[Problem] = []
-    # A checkpoint is copied to host memory and written from there.
-    needed = SAVED_BYTES_PER_PARAMETER * parameters.total
     if plan.device == "cpu":
         dense = parameters.total - parameters.expert
         per_rank = CPU_BYTES_PER_PARAMETER * (dense + parameters.expert // plan.world)
