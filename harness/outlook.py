@@ -92,6 +92,15 @@ def outlook(
     )
 
 
+def time_words(found: Outlook) -> str:
+    """The expected time with its basis, or that none is known."""
+    pace = found.pace
+    if pace is None:
+        return "not known: no run and no benchmark of such a machine"
+    most = "at most " if pace.is_most else ""
+    return f"{most}{fmt.seconds(pace.train_s)} of training: {pace.basis}"
+
+
 def _row(plan: Plan, results: Path) -> Row | None:
     """The newest row of this preset's step on as many of such GPUs; its rate is of one GPU."""
     rows = [bench.row for bench in benchmarks.read(results).benches]

@@ -8,7 +8,7 @@ from harness import preflight
 from harness.doctor.check import Check, judged
 from harness.errors import HarnessError
 from harness.hardware import Detection
-from harness.outlook import Outlook
+from harness.outlook import Outlook, time_words
 from nmoe.config import ConfigError, Plan
 from nmoe.paths import DataRoot
 
@@ -29,7 +29,7 @@ def examine(plan: Plan, found: Outlook, detection: Detection, root: DataRoot) ->
     """The choice, memory, time and spread, then every problem of the start."""
     yield Check(name=NAME, verdict="ok", value=plan.choice)
     yield from _memory(plan, found)
-    yield _time(found)
+    yield Check(name="expected time", verdict="ok", value=time_words(found))
     yield _spread(found)
     for problem in preflight.problems(plan, detection, root):
         verdict = "problem" if problem.is_blocking else "note"
@@ -47,16 +47,6 @@ def _memory(plan: Plan, found: Outlook) -> Iterator[Check]:
         "Use more GPUs.",
         is_well=found.fits,
     )
-
-
-def _time(found: Outlook) -> Check:
-    pace = found.pace
-    if pace is None:
-        value = "not known: no run and no benchmark of such a machine"
-        return Check(name="expected time", verdict="ok", value=value)
-    most = "at most " if pace.is_most else ""
-    value = f"{most}{fmt.seconds(pace.train_s)} of training: {pace.basis}"
-    return Check(name="expected time", verdict="ok", value=value)
 
 
 def _spread(found: Outlook) -> Check:
