@@ -69,6 +69,7 @@ DEFERRED_IMPORTS = (
     "nmoe/data/files.py",
     "harness/verbs/",
     "harness/cli.py",
+    "tui/catalog.py",
 )
 CLOCK_OWNER = "nmoe/metrics.py"
 

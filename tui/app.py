@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
@@ -20,21 +20,17 @@ from harness.benchmarks import RESULTS
 from harness.best import Best
 from harness.leaderboard import REPO_BOARD
 from nmoe.paths import DataRoot, RunFolder
+from tui.catalog import OF_RUN, SCREENS, Catalog
 from tui.feed import Failure, Feed, FeedFailed, RunChanged, RunView, Success, attempt
 from tui.remote import RemoteControl
 from tui.screens.ask import Ask, Choice
-from tui.screens.board import BoardScreen
-from tui.screens.core import CoreScreen
-from tui.screens.experts import ExpertsScreen
-from tui.screens.gpus import GpusScreen
 from tui.screens.help import HelpScreen, declared
-from tui.screens.kernels import KernelsScreen
-from tui.screens.logs import LogsScreen
 from tui.screens.named import NamedScreen, WatchScreen
-from tui.screens.run import RunScreen
-from tui.screens.runs import Attach, Marked, RunsScreen
 from tui.screens.setup import Request, SetupScreen
 from tui.screens.sheet import FORMATS, fits_clipboard, save
+
+if TYPE_CHECKING:  # read with its screen
+    from tui.screens.runs import Attach, Marked
 
 REMOTE = ("SSH_CONNECTION", "SSH_TTY")
 FORMAT_WORDS = {
@@ -43,20 +39,6 @@ FORMAT_WORDS = {
     "svg": "svg: the screen as a picture",
     "txt": "txt: the panels as text",
 }
-
-
-# Key, name, word in the bar, what it shows.
-SCREENS = (
-    ("1", "run", "run", "the run: loss, numbers, CORE, log"),
-    ("2", "experts", "experts", "loads of the experts, layer by layer"),
-    ("3", "gpus", "gpus", "every GPU, the throughput and what held it back"),
-    ("4", "core", "core", "CORE, task by task, beside the record"),
-    ("5", "runs", "runs", "all runs: filter, mark, compare, watch"),
-    ("6", "board", "board", "the scoreboards, a cohort at a time"),
-    ("7", "kernels", "kernels", "rows of the bench suite, what is slower than before"),
-    ("8", "logs", "logs", "events and what every process printed"),
-    ("0", "setup", "start", "this machine, the plan, launch"),
-)
 
 
 class NmoeApp(RemoteControl):
@@ -77,7 +59,10 @@ class NmoeApp(RemoteControl):
         (45, "-tall"),
     ]
     BINDINGS: ClassVar[list[BindingType]] = [
-        *(Binding(key, f"go('{name}')", word, tooltip=tip) for key, name, word, tip in SCREENS),
+        *(
+            Binding(listed.key, f"go('{listed.name}')", listed.word, tooltip=listed.tooltip)
+            for listed in SCREENS
+        ),
         Binding("space", "freeze", "freeze", tooltip="hold the view still; the run goes on"),
         Binding("S", "stop_run", "stop", tooltip="save a checkpoint and end the run"),
         Binding("R", "resume_run", "resume", show=False, tooltip="go on with a run that is over"),
@@ -123,32 +108,34 @@ class NmoeApp(RemoteControl):
             repo_board=self._repo_board,
             bench_results=bench_results,
         )
-        self._race = RunScreen()
-        self._runs = RunsScreen(root, is_readonly=is_readonly, clock=clock)
-        self._named: dict[str, NamedScreen] = {
-            "run": self._race,
-            "experts": ExpertsScreen(root),
-            "gpus": GpusScreen(),
-            "core": CoreScreen(),
-            "runs": self._runs,
-            "board": BoardScreen(root, repo_board=self._repo_board),
-            "kernels": KernelsScreen(bench_results),
-            "logs": LogsScreen(root),
-            "setup": self._setup,
-        }
+        self.screens = Catalog(
+            self._setup,
+            root,
+            is_readonly=is_readonly,
+            repo_board=self._repo_board,
+            bench_results=bench_results,
+            clock=clock,
+        )
 
     def on_mount(self) -> None:
         self._leave_on_signals()
-        for name, screen in self._named.items():
-            self.install_screen(screen, name)  # pyright: ignore[reportUnknownMemberType]
         if not self.is_headless:
-            # What is there now lives as long as the program: looking through it for garbage
-            # holds keys up for a tenth of a second at a time.
-            self.call_after_refresh(gc.freeze)
+            self.call_after_refresh(self._read_ahead)
         if self.run_folder is not None:
             self.attach(self.run_folder)
         else:
-            self.push_screen("setup")
+            self.action_go("setup")
+
+    def _read_ahead(self) -> None:
+        """Read the code of the screens that are not shown yet, once the first one is."""
+
+        def work() -> None:
+            self.screens.load()
+            # What is there now lives as long as the program: looking through it for garbage
+            # holds keys up for a tenth of a second at a time.
+            self.call_from_thread(gc.freeze)
+
+        self.run_worker(work, thread=True, group="screens", exit_on_error=False)
 
     def on_unmount(self) -> None:
         if self._feed is not None:
@@ -168,14 +155,17 @@ class NmoeApp(RemoteControl):
         self._setup.launch_failed()
 
     def runs_changed(self) -> None:
-        self._runs.runs_changed()
+        for screen in self.screens.made.values():
+            screen.runs_changed()
 
-    def on_attach(self, message: Attach) -> None:
+    def on_attach(self, message: "Attach") -> None:
         self.attach(message.folder)
 
-    def on_marked(self, message: Marked) -> None:
+    def on_marked(self, message: "Marked") -> None:
         """Draw the marked runs over the one that is watched."""
-        self._race.others = message.others
+        run = self.screens.screen("run")
+        if isinstance(run, WatchScreen):
+            run.others = message.others
 
     def open_feed(self, folder: RunFolder) -> Feed:
         """What posts views of the run."""
@@ -242,14 +232,16 @@ class NmoeApp(RemoteControl):
                 return True if self.can_resume() else None
             case "freeze":
                 return isinstance(self._base_screen, WatchScreen)
-            case "go" if isinstance(self._named.get(str(parameters[0])), WatchScreen):
+            case "go" if parameters[0] in OF_RUN:
                 return None if self.run_folder is None else True
             case _:
                 return True
 
     def action_go(self, name: str) -> None:
         """Show a screen."""
-        target = self._named[name]
+        target = self.screens.screen(name)
+        if not self.is_screen_installed(target):  # pyright: ignore[reportUnknownMemberType]
+            self.install_screen(target, name)  # pyright: ignore[reportUnknownMemberType]
         if self._base_screen is None:
             self.push_screen(target)
         elif self.screen is not target:

@@ -1,6 +1,7 @@
 """The remote control: the few acts on a run, each asked about before it is done."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from textual.app import App
 
@@ -10,8 +11,10 @@ from harness.runs import MAX_NOTE
 from nmoe.paths import DataRoot, RunFolder
 from tui.feed import Failure, RunView, Success, attempt
 from tui.screens.ask import Ask, AskText, Choice, Question
-from tui.screens.runs import Delete, Note
 from tui.screens.setup import Launch
+
+if TYPE_CHECKING:  # read with its screen
+    from tui.screens.runs import Delete, Note
 
 STOPPED_BY = "the screen"
 RESUMABLE = ("interrupted", "failed", "diverged")
@@ -138,7 +141,7 @@ class RemoteControl(App[None]):
             return
         self.attach(outcome.value)
 
-    def on_note(self, message: Note) -> None:
+    def on_note(self, message: "Note") -> None:
         """Ask for a line, and keep it beside the run."""
         run = message.run
 
@@ -150,7 +153,7 @@ class RemoteControl(App[None]):
         question = f"Note beside {run.run_id}; an empty one takes it away"
         self.push_screen(AskText(question, text=run.note, max_length=MAX_NOTE), answered)
 
-    def on_delete(self, message: Delete) -> None:
+    def on_delete(self, message: "Delete") -> None:
         """Ask for the id, then delete the run."""
         run, folder = message.run, self.root.run(message.run.run_id)
         if run.is_alive:

@@ -7,8 +7,9 @@ from tests.conftest import REPO_ROOT
 from tests.tui import races
 from tests.tui import recordings as rec
 from tests.tui.screen import drive, held, screen_text, see, until
-from tui.app import SCREENS, NmoeApp
-from tui.screens.named import NamedScreen
+from tui.app import NmoeApp
+from tui.catalog import SCREENS
+from tui.screens.named import NamedScreen, WatchScreen
 from tui.screens.sheet import MAX_CLIPBOARD_BYTES, Sheet, fits_clipboard, save
 from tui.widgets.keybar import Key, draw_keys, key_at
 from tui.widgets.rows import plain, row_width
@@ -52,17 +53,17 @@ def test_click_finds_the_key_under_it(width):
 
 def test_every_screen_is_one_digit_of_the_app(root):
     app = NmoeApp(root)
-    declared = {key: name for key, name, _, _ in SCREENS}
-
-    assert "".join(declared) == "123456780"
-    assert set(declared.values()) == set(app._named)
-    for screen in app._named.values():
-        assert screen.NAME in {word for _, _, word, _ in SCREENS}
+    assert "".join(listed.key for listed in SCREENS) == "123456780"
+    for listed in SCREENS:
+        screen = app.screens.screen(listed.name)
+        assert listed.word == screen.NAME
+        assert isinstance(screen, WatchScreen) == listed.is_of_run
+        assert app.screens.screen(listed.name) is screen
 
 
 def test_every_key_that_acts_says_what_it_does(root):
     app = NmoeApp(root)
-    owners = [app, *app._named.values()]
+    owners = [app, *(app.screens.screen(listed.name) for listed in SCREENS)]
     for owner in owners:
         for binding in owner.BINDINGS:
             is_our_own = isinstance(binding, Binding)
@@ -73,7 +74,7 @@ def test_every_key_that_acts_says_what_it_does(root):
 def test_readme_names_every_screen():
     readme = (REPO_ROOT / "README.md").read_text()
 
-    for key, _, word, _ in SCREENS:
+    for key, _, word, *_ in SCREENS:
         assert f"| `{key}` {word} |" in readme
 
 
@@ -221,5 +222,5 @@ def test_freeze_holds_on_every_screen_of_the_run(root):
     race = races.healthy(root, stop=100)
     text = see(root, race.folder, "space", "3", "8", "2", until_text="FROZEN", size=(100, 30))
 
-    assert isinstance(NmoeApp(root)._named["experts"], NamedScreen)
+    assert isinstance(NmoeApp(root).screens.screen("experts"), NamedScreen)
     assert "step 100  E 256" in text

@@ -1,6 +1,6 @@
 """What all screens have: keys at the bottom, text to copy, a table or a curve to export."""
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import events
 from textual.app import ComposeResult
@@ -15,6 +15,9 @@ from tui.widgets.keybar import KeyBar
 from tui.widgets.prose import Paragraphs
 from tui.widgets.rows import Panel, plain
 from tui.widgets.strip import Status, StatusStrip
+
+if TYPE_CHECKING:
+    from tui.screens.charts import Other
 
 LOW = 20  # rows below which what can be spared is
 
@@ -45,6 +48,9 @@ class NamedScreen(Screen[None]):
         elif self.focused is None or not self.maximize(self.focused):
             self.notify("no panel is in focus: tab goes to the next", markup=False)
 
+    def runs_changed(self) -> None:
+        """A run was noted or deleted."""
+
     def copied(self) -> str:
         """What `y` copies: the panel in focus as text, else all of them."""
         focused = self.focused
@@ -64,6 +70,7 @@ class WatchScreen(NamedScreen):
         self._strip = StatusStrip(Status(), id="strip")
         self._banner = Paragraphs((), id="banner")
         self.best: Best | None = None
+        self.others: tuple[Other, ...] = ()
 
     def compose(self) -> ComposeResult:
         yield self._strip

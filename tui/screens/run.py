@@ -45,7 +45,6 @@ class RunScreen(WatchScreen):
         self._chart = LineChart(Chart(), id="chart")
         self._charts = RunCharts()
         self._metric = LOSS
-        self.others: tuple[Other, ...] = ()
         self._has_others = True
         self._view: RunView | None = None
         self._progress = ProgressBars(Progress(), id="progress")

@@ -1,0 +1,100 @@
+"""The screens of the app by name, each made when it is first shown: a start waits for one only."""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+from nmoe.paths import DataRoot
+from tui.screens.named import NamedScreen
+
+
+class Listed(NamedTuple):
+    """A key, the screen it shows, its word in the bar, what there is to see, whether of one run."""
+
+    key: str
+    name: str
+    word: str
+    tooltip: str
+    is_of_run: bool = False
+
+
+SCREENS = (
+    Listed("1", "run", "run", "the run: loss, numbers, CORE, log", is_of_run=True),
+    Listed("2", "experts", "experts", "loads of the experts, layer by layer", is_of_run=True),
+    Listed("3", "gpus", "gpus", "every GPU, the throughput and what held it back", is_of_run=True),
+    Listed("4", "core", "core", "CORE, task by task, beside the record", is_of_run=True),
+    Listed("5", "runs", "runs", "all runs: filter, mark, compare, watch"),
+    Listed("6", "board", "board", "the scoreboards, a cohort at a time"),
+    Listed("7", "kernels", "kernels", "rows of the bench suite, what is slower than before"),
+    Listed("8", "logs", "logs", "events and what every process printed", is_of_run=True),
+    Listed("0", "setup", "start", "this machine, the plan, launch"),
+)
+OF_RUN = frozenset(listed.name for listed in SCREENS if listed.is_of_run)
+
+
+class Catalog:
+    """Makes the screens; `made` has those that were shown."""
+
+    def __init__(
+        self,
+        setup: NamedScreen,
+        root: DataRoot,
+        *,
+        is_readonly: bool,
+        repo_board: Path,
+        bench_results: Path,
+        clock: Callable[[], float],
+    ) -> None:
+        self.made: dict[str, NamedScreen] = {"setup": setup}
+        self._root, self._is_readonly = root, is_readonly
+        self._repo_board, self._bench_results, self._clock = repo_board, bench_results, clock
+
+    def screen(self, name: str) -> NamedScreen:
+        """The screen of this name, always the same one."""
+        if name not in self.made:
+            self.made[name] = self._make(name)
+        return self.made[name]
+
+    @staticmethod
+    def load() -> None:
+        """Read the code of all screens, so that showing one is quick; any thread may."""
+        for listed in SCREENS:
+            import_module(f"tui.screens.{listed.name}")
+
+    def _make(self, name: str) -> NamedScreen:
+        match name:
+            case "run":
+                from tui.screens.run import RunScreen
+
+                return RunScreen()
+            case "experts":
+                from tui.screens.experts import ExpertsScreen
+
+                return ExpertsScreen(self._root)
+            case "gpus":
+                from tui.screens.gpus import GpusScreen
+
+                return GpusScreen()
+            case "core":
+                from tui.screens.core import CoreScreen
+
+                return CoreScreen()
+            case "runs":
+                from tui.screens.runs import RunsScreen
+
+                return RunsScreen(self._root, is_readonly=self._is_readonly, clock=self._clock)
+            case "board":
+                from tui.screens.board import BoardScreen
+
+                return BoardScreen(self._root, repo_board=self._repo_board)
+            case "kernels":
+                from tui.screens.kernels import KernelsScreen
+
+                return KernelsScreen(self._bench_results)
+            case "logs":
+                from tui.screens.logs import LogsScreen
+
+                return LogsScreen(self._root)
+            case _:
+                raise KeyError(name)
