@@ -8,18 +8,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from bench.rows import CPU, Machine
-from bench.timing import Stopwatch, median
 from nmoe.paths import code_version
+from nmoe.probe import copy_gbps, matmul_tflops, peer_gbps
 
+PEER_BYTES = 4 * 2**30
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceilings:
-    """TFLOP/s of a bf16 product, GB/s of a copy (read + written) and to a peer (one way)."""
+    """TFLOP/s of a product, GB/s of a copy (read + written) and to a peer (one way)."""
 
     matmul: float
     copy: float
@@ -57,34 +57,13 @@ def machine(*, gpus: int = 1, commit: str | None = None) -> Machine:
 
 
 def measure_ceilings(device: str) -> Ceilings:
-    """Medians of a large product and of large copies, on random data."""
-    on_gpu = device == "cuda"
-    size, elements = (8192, 2**31) if on_gpu else (256, 2**22)
-    watch = Stopwatch(device)
-    left, right = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
-    matmul_us = median(watch.repeat(lambda: left @ right))
-    source = torch.randn(elements, device=device, dtype=torch.bfloat16)
-    num_bytes = source.numel() * source.element_size()
-    copy_us = _copy_us(watch, source, device)
-    has_peer = on_gpu and torch.cuda.device_count() > 1
+    """Of the first GPU, and of its way to the second where there is one; else of the CPU."""
+    has_peer = device == "cuda" and torch.cuda.device_count() > 1
     return Ceilings(
-        matmul=tflops(2 * size**3, matmul_us),
-        copy=gbps(2 * num_bytes, copy_us),
-        peer=gbps(num_bytes, _copy_us(watch, source, "cuda:1")) if has_peer else None,
+        matmul=matmul_tflops(device),
+        copy=copy_gbps(device),
+        peer=peer_gbps(device, "cuda:1", num_bytes=PEER_BYTES) if has_peer else None,
     )
-
-
-def tflops(flops: float, us: float) -> float:
-    return flops / us / 1e6
-
-
-def gbps(num_bytes: float, us: float) -> float:
-    return num_bytes / us / 1e3
-
-
-def _copy_us(watch: Stopwatch, source: Tensor, device: str) -> float:
-    target = torch.empty_like(source, device=device)
-    return median(watch.repeat(lambda: target.copy_(source)))
 
 
 def _commit() -> str:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.machine import Ceilings, gbps, tflops
+from bench.machine import Ceilings
 from bench.rows import SHARE, TOKENS, Machine, Row, worst
-from bench.timing import TIMINGS, Contest, median, spread
+from bench.timing import Contest, median, spread
+from nmoe.probe import TIMINGS, gbps, tflops
 
 
 @dataclass(kw_only=True)

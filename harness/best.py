@@ -22,13 +22,22 @@ class Best:
 
 
 def find(plan: Plan, root: DataRoot, *, repo_board: Path = REPO_BOARD) -> Best | None:
-    """The best other run that a run of this plan may be ranked with; None when there is none.
+    """The best other run that a run of this plan may be ranked with; None when there is none."""
+    found = entries(plan, root, repo_board=repo_board)
+    if not found:
+        return None
+    entry = min(found, key=lambda each: (each.result.train_s, each.result.step))
+    return Best(entry=entry, state=_state(root, entry))
+
+
+def entries(plan: Plan, root: DataRoot, *, repo_board: Path = REPO_BOARD) -> list[Entry]:
+    """The other runs on the boards that a run of this plan may be ranked with.
 
     Whether the rules were kept is known at the end only, so that they do not count here. A board
-    that does not parse has no best run.
+    that does not parse has no runs.
     """
     wanted = replace(score.plan_cohort(plan, root), rules="")
-    entries = [
+    return [
         row.entry
         for path in (repo_board, root.board)
         for standing in _standings(path)
@@ -36,10 +45,6 @@ def find(plan: Plan, root: DataRoot, *, repo_board: Path = REPO_BOARD) -> Best |
         for row in standing.rows
         if row.entry.result.run_id != plan.run_id
     ]
-    if not entries:
-        return None
-    entry = min(entries, key=lambda each: (each.result.train_s, each.result.step))
-    return Best(entry=entry, state=_state(root, entry))
 
 
 def ahead_s(state: RunState, best: Best) -> float | None:

@@ -242,9 +242,9 @@ def _gpu_problems(gpus: Sequence[Gpu]) -> tuple[Problem, ...]:
     return tuple({problem.what: problem for problem in problems}.values())
 
 
-def library() -> Any:
-    """The NVML module of this machine."""
-    return pynvml
+def library(fake: Path | None = None) -> Any:
+    """The NVML module of this machine, or of the one that the file `fake` describes."""
+    return pynvml if fake is None else FakeNvml(read_scenario(fake), real=pynvml)
 
 
 def open_sampler(num_gpus: int) -> Sampler:

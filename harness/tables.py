@@ -114,11 +114,11 @@ def _standing(entry: Entry) -> str:
     return f"{entry.status} ({repeats.finished}/{repeats.n}, p {text.probability(repeats.p)})"
 
 
-def check_lines(checks: "Sequence[Check]") -> list[str]:
-    """The doctor's findings: verdict, name, value, and below it the fix."""
-    lines = columns((check.verdict, check.name, check.value) for check in checks)
-    fixes = [[f"    → {safe(check.fix)}"] if check.fix else [] for check in checks]
-    return [line for pair in zip(lines, fixes, strict=True) for line in (pair[0], *pair[1])]
+def check_lines(check: "Check") -> list[str]:
+    """A finding of the doctor in columns of fixed widths, and below it the fix."""
+    expected = f"  expected {safe(check.expected)}" if check.expected else ""
+    line = f"{check.verdict:7}  {safe(check.name):19}  {safe(check.value):36}{expected}".rstrip()
+    return [line, *([f"    → {safe(check.fix)}"] if check.fix else [])]
 
 
 def verification_lines(run_id: str, found: Verification, status: str | None) -> list[str]:

@@ -57,6 +57,8 @@ NAME_OWNERS = {
         # Durations that are reported beside the score: building, saving, one CORE task.
         "nmoe/build.py",
         "nmoe/eval/core.py",
+        # What a machine does at most.
+        "nmoe/probe.py",
     ),
     "print": ("harness/terminal.py", "nmoe/train.py", "nmoe/evaluate.py", "nmoe/data/cli.py"),
 }

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.machine import Ceilings, gbps, tflops
+from bench.machine import Ceilings
 from bench.report import Report
 from bench.rows import OURS, Row
-from bench.timing import Contest, Stopwatch, median, spread
+from bench.timing import Contest, median, spread
+from nmoe.probe import Stopwatch, gbps, tflops
 from tests.bench.results import a_machine
 
 
