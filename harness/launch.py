@@ -203,7 +203,7 @@ def lines_of(command: Sequence[str], *, deadline_s: float) -> Iterator[str]:
             process.wait()
             process.stdout.close()
         if how:
-            raise MachineError(f"{' '.join(command[1:])} {how}", _last_words(errors.fileno()))
+            raise MachineError(f"the child {how}", _last_words(errors.fileno()))
 
 
 def _lines(fd: int, end_at: float) -> Iterator[str]:

@@ -27,12 +27,13 @@ def examine(
     """Every check for the run of a preset as soon as it is known; what is measured comes last.
 
     `nvml` is asked about the GPUs, by default this machine's; `is_quick` measures nothing.
+    UsageError for a preset that does not exist, or GPUs that it cannot be dealt to.
     """
-    is_fake = detection.hardware.is_fake
+    is_fake, pace = detection.hardware.is_fake, None
+    chosen = prospects.choose(preset, num_gpus, detection, root)
+    plan = chosen if isinstance(chosen, Plan) else None
     yield from host.examine(detection)
     yield from gpus.examine(detection, nvml or hardware.library())
-    chosen, pace = prospects.choose(preset, num_gpus, detection, root), None
-    plan = chosen if isinstance(chosen, Plan) else None
     if not is_fake:
         yield from container.examine(plan)
     yield from disk.examine(root, plan)

@@ -98,7 +98,7 @@ def _clock(system: Path) -> Check:
     return judged(
         "clock source",
         harmless(clock) or fmt.NOT_AVAILABLE,
-        expected="tsc, or another that is read without a system call",
+        expected="tsc, or one read without a system call",
         is_well=clock in VDSO_CLOCKS if clock else None,
         fix="See `dmesg | grep -i clocksource` why the kernel distrusts tsc; every timing pays.",
     )

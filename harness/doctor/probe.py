@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 from harness import format as fmt
 from harness import launch, outlook
@@ -61,14 +60,14 @@ class Line:
 def examine(
     detection: Detection,
     *,
-    command: Sequence[str] = COMMAND,
+    command: Sequence[str] | None = None,
     deadline_s: float = DEADLINE_S,
     results: Path = RESULTS,
 ) -> Iterator[Check]:
     """Each finding as it comes; a child that fails, hangs or talks nonsense is a problem."""
     is_silent = True
     try:
-        for text in launch.lines_of(command, deadline_s=deadline_s):
+        for text in launch.lines_of(command or COMMAND, deadline_s=deadline_s):
             is_silent, line = False, parse(text)
             if line is None:
                 fix = f"It said: {harmless(text, most=200)}"
@@ -85,10 +84,7 @@ def examine(
 def parse(text: str) -> Line | None:
     """The line of a text, or None for anything else."""
     try:
-        raw: Any = json.loads(text)
-        if not isinstance(raw, dict):
-            return None
-        line = build(Line, cast("dict[str, Any]", raw), where="line")
+        line = build(Line, json.loads(text), where="line")
     except (ValueError, RecursionError, ConfigError):
         return None
     if not line.name:

@@ -6,7 +6,7 @@ from harness import format as fmt
 from harness import plan as planner
 from harness import preflight
 from harness.doctor.check import Check, judged
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UsageError
 from harness.hardware import Detection
 from harness.outlook import Outlook, Spread
 from nmoe.config import ConfigError, Plan
@@ -17,11 +17,16 @@ from nmoe.paths import DataRoot
 def choose(
     preset: str | None, gpus: int | None, detection: Detection, root: DataRoot
 ) -> Plan | Check:
-    """The run of a preset, by default the machine's own, or why there can be none."""
+    """The run of a preset, by default the machine's own, or why there can be none.
+
+    UsageError for what was named and is wrong on any machine.
+    """
     name = name_of(preset)
     try:
         return planner.resolve(preset=preset, gpus=gpus, detection=detection, root=root)
     except HarnessError as error:
+        if isinstance(error, UsageError) and (preset, gpus) != (None, None):
+            raise  # not the machine's fault
         return Check(name=name, verdict="problem", value=error.problem, fix=error.fix)
     except ConfigError as error:
         return Check(name=name, verdict="problem", value=str(error))
