@@ -19,7 +19,8 @@ from nmoe.config import ConfigError, Plan, read_plan
 from nmoe.flops import product
 from nmoe.paths import DataRoot
 
-STEP = "step"  # what rows of `n bench step` measure
+# What rows of results are about: a step, or what a GPU does at most.
+STEP, CEILING = "step", "ceiling "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,14 +138,15 @@ def _of_published(plan: Plan, repo_board: Path) -> Pace | None:
     )
 
 
-def ceiling(what: str, gpu: str | None, results: Path = RESULTS) -> Row | None:
-    """The newest row of matmul, copy or peer on such a GPU."""
+def ceilings(gpu: str, results: Path = RESULTS) -> dict[str, Row]:
+    """The newest rows of matmul, copy and peer on such a GPU, as far as there are any."""
     rows = [
         row
         for row in _kept(results)
-        if row.what == f"ceiling {what}" and product(row.gpu) == gpu and row.rate
+        if row.what.startswith(CEILING) and product(row.gpu) == gpu and row.rate
     ]
-    return max(rows, key=lambda each: each.date, default=None)
+    ordered = sorted(rows, key=lambda each: each.date)
+    return {row.what.removeprefix(CEILING): row for row in ordered}
 
 
 def _spread(entries: list[Entry]) -> Spread:

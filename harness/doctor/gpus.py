@@ -5,6 +5,7 @@ Topic by topic; GPUs of which the same is true share a line. What a GPU does not
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from harness import format as fmt
@@ -122,7 +123,8 @@ def _ask_all(indices: list[int], nvml: Any) -> Iterator[Check]:
                 value = f"no access: {harmless(str(error))}"
                 yield Check(name=f"gpu {index}", verdict="problem", value=value,
                             fix="See `nvidia-smi`.")  # fmt: skip
-        for topic in TOPICS:
+        links = partial(_links, is_alone=len(indices) == 1)
+        for topic in (*TOPICS, links):
             yield from together(_about(topic, nvml, askers))
     finally:
         nvml.nvmlShutdown()
@@ -264,20 +266,21 @@ def _pcie(_: Any, asker: Asker) -> Check:
     )
 
 
-def _links(nvml: Any, asker: Asker) -> Check:
+def _links(nvml: Any, asker: Asker, *, is_alone: bool) -> Check:
+    """Judged where there is another GPU to reach; a host that lends one GPU turns its links off."""
     states = [asker.ask("nvmlDeviceGetNvLinkState", link) for link in range(MAX_LINKS)]
     known = [state for state in states if state is not None]
     up = sum(state == nvml.NVML_FEATURE_ENABLED for state in known)
     return judged(
         "NVLinks",
         f"{up} of {len(known)} up" if known else NA,
-        expected=f"{len(known)}" if known else "",
-        is_well=up == len(known) if known else None,
+        expected=f"{len(known)}" if known and not is_alone else "",
+        is_well=up == len(known) if known and not is_alone else None,
         fix="Run: sudo systemctl restart nvidia-fabricmanager; see its log and `nvidia-smi nvlink"
         " -s -i {gpus}`.",
     )
 
 
 TOPICS: tuple[Topic, ...] = (
-    _power, _clocks, _throttle, _ecc, _rows, _others, _pcie, _links,
+    _power, _clocks, _throttle, _ecc, _rows, _others, _pcie,
 )  # fmt: skip

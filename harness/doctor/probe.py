@@ -6,13 +6,13 @@ Rates are judged by what the bench suite measured on such GPUs before, where it 
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness import format as fmt
 from harness import launch, outlook
-from harness.benchmarks import RESULTS
+from harness.benchmarks import RESULTS, Row
 from harness.doctor.check import Check, Verdict, harmless, judged
 from harness.doctor.host import INSTALL, floors, is_at_least, numbers
 from harness.errors import HarnessError
@@ -65,7 +65,8 @@ def examine(
     results: Path = RESULTS,
 ) -> Iterator[Check]:
     """Each finding as it comes; a child that fails, hangs or talks nonsense is a problem."""
-    is_silent = True
+    is_silent, gpu = True, detection.hardware.gpu
+    ceilings = {} if gpu is None else outlook.ceilings(gpu, results)
     try:
         for text in launch.lines_of(command or COMMAND, deadline_s=deadline_s):
             is_silent, line = False, parse(text)
@@ -73,7 +74,7 @@ def examine(
                 fix = f"It said: {harmless(text, most=200)}"
                 yield _problem("its output is not understood", fix)
                 return
-            yield judge(line, detection, results=results)
+            yield judge(line, detection, ceilings)
     except HarnessError as error:
         yield _problem(harmless(error.problem, most=200), harmless(error.fix, most=600))
         return
@@ -94,8 +95,8 @@ def parse(text: str) -> Line | None:
     return line if is_rate or (line.rate is None and (line.error or line.value)) else None
 
 
-def judge(line: Line, detection: Detection, *, results: Path = RESULTS) -> Check:
-    """The check of a line."""
+def judge(line: Line, detection: Detection, ceilings: Mapping[str, Row]) -> Check:
+    """The check of a line; `ceilings` are rows of such GPUs by name."""
     if line.error:
         fix = _FIXES.get(line.name, "")
         error, what = harmless(line.error, most=200), f" ({line.what})" if line.what else ""
@@ -104,7 +105,7 @@ def judge(line: Line, detection: Detection, *, results: Path = RESULTS) -> Check
         )
     if line.rate is None:
         return _fact(line, detection)
-    return _measured(line, line.rate, detection, results)
+    return _measured(line, line.rate, detection, ceilings)
 
 
 def _fact(line: Line, detection: Detection) -> Check:
@@ -130,10 +131,10 @@ def _fact(line: Line, detection: Detection) -> Check:
     return judged(name, value, expected=expected, is_well=is_well, fix=fix, otherwise=otherwise)
 
 
-def _measured(line: Line, rate: float, detection: Detection, results: Path) -> Check:
+def _measured(line: Line, rate: float, detection: Detection, ceilings: Mapping[str, Row]) -> Check:
     where = line.where(detection)
     gpu = None if line.gpu is None else detection.hardware.gpu
-    row = None if gpu is None else outlook.ceiling(line.name, gpu, results)
+    row = None if gpu is None else ceilings.get(line.name)
     expected, is_well = "", None
     if row is not None and row.rate is not None:
         expected = (

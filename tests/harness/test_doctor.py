@@ -147,6 +147,14 @@ def test_throttle_reasons_are_told_by_new_and_old_drivers(name, bits, verdict, v
     assert (check.verdict, check.value) == (verdict, value)
 
 
+def test_links_of_a_single_gpu_are_told_and_not_judged():
+    off = {"by": {str(link): 0 for link in range(18)}}
+    check = of(described("b200x8_healthy", count=1, nvmlDeviceGetNvLinkState=off), "NVLinks 0")
+    assert (check.verdict, check.value, check.expected) == ("ok", "0 of 18 up", "")
+    check = of(described("b200x8_healthy", count=2, nvmlDeviceGetNvLinkState=off), "NVLinks 0-1")
+    assert (check.verdict, check.value, check.expected) == ("note", "0 of 18 up", "18")
+
+
 def test_gpu_that_is_lost_while_it_is_asked_is_asked_no_more():
     scenario = json.loads((SCENARIOS / "b200x8_healthy.json").read_text())
     whole = {**scenario["gpus"][0], "count": 1}

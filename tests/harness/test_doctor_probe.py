@@ -34,10 +34,10 @@ def examined(code: str, *, deadline_s: float = DEADLINE_S) -> list[Check]:
     return list(probe.examine(found, command=child(code), deadline_s=deadline_s))
 
 
-def judged(results: Path | None = None, *, on: str = "h200x2", **line) -> Check:
+def judged(*, on: str = "h200x2", **line) -> Check:
     parsed = probe.parse(json.dumps(line))
     assert parsed is not None
-    return probe.judge(parsed, machine(on), results=results or Path("/nonexistent"))
+    return probe.judge(parsed, machine(on), {})
 
 
 def kept(folder: Path, what: str, rate: float) -> Path:
@@ -191,7 +191,9 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.parametrize(("rate", "verdict"), [(800.0, "ok"), (720.0, "ok"), (719.0, "note")])
 def test_rate_is_judged_by_what_such_gpus_did(rate, verdict, tmp_path):
     line = {"name": "matmul", "gpu": 1, "rate": rate, "unit": "TFLOP/s", "what": "8192^3 bf16"}
-    check = judged(kept(tmp_path, "matmul", 800.0), **line)
+    command = child(f"print({json.dumps(line)!r})")
+    results = kept(tmp_path, "matmul", 800.0)
+    (check,) = probe.examine(machine("h200x2"), command=command, results=results)
     assert (check.name, check.verdict) == ("matmul 1", verdict)
     assert check.expected == ">= 720 TFLOP/s: 90 % of a H200 of 2026-11-01 in bench/results"
     assert "% of the data sheet)" in check.value
@@ -203,7 +205,7 @@ def test_rate_without_a_row_is_told_and_not_judged():
     assert (check.verdict, check.value, check.expected) == ("ok", "1.0 GB/s (4096 MiB)", "")
 
 
-def test_copy_through_the_host_is_a_problem(tmp_path):
+def test_copy_through_the_host_is_a_problem():
     line = {"name": "peer", "gpu": 0, "to": 1, "rate": 9.9, "unit": "GB/s", "what": "256 MiB"}
     check = judged(**line, is_direct=False)
     assert (check.name, check.verdict) == ("peer 0>1", "problem")
@@ -220,7 +222,7 @@ def test_measurement_that_failed_is_a_problem_with_its_reason():
 
 def test_gpus_are_named_as_nvidia_smi_does():
     line = probe.parse('{"name": "peer", "gpu": 0, "to": 1, "rate": 9, "unit": "GB/s"}')
-    check = probe.judge(line, machine("h100x8", CUDA_VISIBLE_DEVICES="5,2"))
+    check = probe.judge(line, machine("h100x8", CUDA_VISIBLE_DEVICES="5,2"), {})
     assert check.name == "peer 5>2"
 
 

@@ -9,7 +9,7 @@ import pytest
 from harness import hardware, leaderboard, plan, score
 from harness.doctor import prospects
 from harness.entry import Replicates
-from harness.outlook import Outlook, ceiling, outlook
+from harness.outlook import Outlook, ceilings, outlook
 from harness.significance import spread
 from nmoe.paths import DataRoot
 from tests.conftest import REPO_ROOT
@@ -146,7 +146,5 @@ def test_newest_ceiling_of_such_a_gpu_is_found(tmp_path):
         for rate, date in ((390.0, "2026-01-01"), (400.0, "2026-02-01"))
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
-    assert ceiling("peer", "H200", tmp_path).rate == 400.0
-    assert ceiling("peer", "H100", tmp_path) is None
-    assert ceiling("copy", "H200", tmp_path) is None
-    assert ceiling("peer", "H200", tmp_path / "none") is None
+    assert {name: row.rate for name, row in ceilings("H200", tmp_path).items()} == {"peer": 400.0}
+    assert ceilings("H100", tmp_path) == ceilings("H200", tmp_path / "none") == {}
