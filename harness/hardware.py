@@ -3,10 +3,10 @@
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pynvml  # pyright: ignore[reportMissingTypeStubs]
 
@@ -16,6 +16,7 @@ from harness.sampler import Sampler
 from nmoe.config import Dtype, Hardware
 from nmoe.flops import product
 
+T = TypeVar("T")
 # Compute capability -> dtype that a run takes when none is named.
 DEFAULT_DTYPE: dict[str, Dtype] = {"9.0": "bf16", "10.0": "fp8"}
 SUPPORTED = "9.0 (H100, H200) or 10.0 (B200)"
@@ -58,6 +59,8 @@ class Gpu:
     product: str
     capability: str | None
     memory_bytes: int | None
+    vbios: str | None
+    is_ecc: bool | None
     is_mig: bool
     is_lost: bool
 
@@ -104,6 +107,9 @@ def detect(
             num_gpus=len(gpus),
             capability=gpus[0].capability,
             memory_bytes=gpus[0].memory_bytes,
+            vbios=_same(gpu.vbios for gpu in gpus),
+            is_ecc=_same(gpu.is_ecc for gpu in gpus),
+            is_mig=_same(gpu.is_mig for gpu in gpus),
         )
     return Detection(
         hardware=replace(host, driver=driver),
@@ -112,6 +118,12 @@ def detect(
         cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
         num_nodes=num_nodes,
     )
+
+
+def _same(values: Iterable[T]) -> T | None:
+    """What all GPUs say; None when they differ."""
+    found = set(values)
+    return found.pop() if len(found) == 1 else None
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -164,6 +176,7 @@ def _read_gpu(nvml: Any, index: int) -> Gpu:
         name = _ask(nvml, nvml.nvmlDeviceGetName, handle) or "unknown GPU"
         capability = _ask(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
         memory = _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+        ecc = _ask(nvml, nvml.nvmlDeviceGetEccMode, handle)
         mig = _ask(nvml, nvml.nvmlDeviceGetMigMode, handle)
         return Gpu(
             index=index,
@@ -172,6 +185,8 @@ def _read_gpu(nvml: Any, index: int) -> Gpu:
             product=product(name),
             capability=f"{capability[0]}.{capability[1]}" if capability else None,
             memory_bytes=memory.total if memory else None,
+            vbios=_ask(nvml, nvml.nvmlDeviceGetVbiosVersion, handle),
+            is_ecc=bool(ecc[0]) if ecc else None,
             is_mig=bool(mig and mig[0]),
             is_lost=False,
         )
@@ -183,6 +198,8 @@ def _read_gpu(nvml: Any, index: int) -> Gpu:
             product="lost GPU",
             capability=None,
             memory_bytes=None,
+            vbios=None,
+            is_ecc=None,
             is_mig=False,
             is_lost=True,
         )

@@ -17,6 +17,7 @@ from harness.errors import BoardError
 from harness.leaderboard import PUBLISHED_MARK, REPO_BOARD
 from nmoe.config import ConfigError, Plan, read_plan
 from nmoe.flops import product
+from nmoe.memory import Memory, estimate
 from nmoe.paths import DataRoot
 
 # What rows of results are about: a step, or what a GPU does at most.
@@ -48,10 +49,15 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """What is known beforehand; no pace without a basis, no deviations from fewer than two runs."""
+    """What is known beforehand; no pace without a basis, no deviations from fewer than two runs.
+
+    `memory` is that of a step on each GPU, by arithmetic, and `memory_bytes` what a GPU has.
+    """
 
     pace: Pace | None
     spread: Spread
+    memory: Memory | None
+    memory_bytes: int | None
 
 
 def outlook(
@@ -69,7 +75,22 @@ def outlook(
         or _of_row(plan, results)
         or _of_published(plan, repo_board)
     )
-    return Outlook(pace=pace, spread=_spread(entries))
+    is_gpu = plan.device == "cuda"
+    return Outlook(
+        pace=pace,
+        spread=_spread(entries),
+        memory=estimate(plan, world=plan.world) if is_gpu else None,
+        memory_bytes=plan.hardware.memory_bytes if is_gpu else None,
+    )
+
+
+def time_words(found: Outlook) -> str:
+    """The expected time with its basis, or that none is known."""
+    pace = found.pace
+    if pace is None:
+        return "not known: no run and no benchmark of such a machine"
+    most = "at most " if pace.is_most else ""
+    return f"{most}{fmt.seconds(pace.train_s)} of training at {fmt.rate(pace.tok_s)}: {pace.basis}"
 
 
 def _of_entries(entries: list[Entry]) -> Pace | None:

@@ -52,6 +52,8 @@ MAX_RANKS = 8
 # Data that a person named is not known to be the canonical set: its runs are ranked apart.
 CUSTOM_TASK = "custom"
 PACKAGES = ("torch", "numpy", "triton")
+# Libraries that come with a CUDA build of torch, as packages whose names end with its version.
+CUDA_PACKAGES = {"cudnn": "nvidia-cudnn-cu", "nccl": "nvidia-nccl-cu"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +271,18 @@ def _versions() -> dict[str, str]:
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    cuda = re.search(r"\+cu(\d+)(\d)$", versions.get("torch", ""))
+    return versions | (_cuda_versions(cuda[1], cuda[2]) if cuda else {})
+
+
+def _cuda_versions(major: str, minor: str) -> dict[str, str]:
+    """CUDA and what goes with it, as torch was built with them."""
+    versions = {"cuda": f"{major}.{minor}"}
+    for name, package in CUDA_PACKAGES.items():
+        try:
+            versions[name] = importlib.metadata.version(f"{package}{major}")
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions

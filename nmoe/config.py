@@ -218,6 +218,9 @@ class Hardware:
     memory_bytes: int | None = None
     peak_tflops: float | None = None
     driver: str | None = None
+    vbios: str | None = None
+    is_ecc: bool | None = None
+    is_mig: bool | None = None
     cpu: str = ""
     cores: int = 0
     is_fake: bool = False

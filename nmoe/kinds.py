@@ -14,11 +14,12 @@ MAX_TIME = 253_402_300_799.0
 
 
 class _Kinds(NamedTuple):
-    """What one field takes: exact types, or these words, or a tuple of `item`."""
+    """What one field takes: exact types, or these words, or a tuple of `item`, `length` of them."""
 
     plain: frozenset[type]
     words: frozenset[Any]
     item: "_Kinds | None"
+    length: int | None
 
 
 def misfit(cls: type, values: Mapping[str, Any]) -> str | None:
@@ -69,6 +70,8 @@ def _fits(kinds: _Kinds, value: Any) -> bool:
     if kind in kinds.plain:
         return _is_small(value)
     if kind is tuple and kinds.item is not None:
+        if kinds.length not in (None, len(value)):
+            return False
         found, plain = set(map(type, value)), kinds.item.plain
         if found <= plain:
             return int not in found or all(map(_is_small, value))
@@ -91,12 +94,13 @@ def _kinds(hint: Any) -> _Kinds:
     options = typing.get_args(hint) if is_union else (hint,)
     plain = {option for option in options if typing.get_origin(option) is None}
     words: set[Any] = set()
-    item = None
+    item, length = None, None
     for option in options:
         if typing.get_origin(option) is Literal:
             words |= set(typing.get_args(option))
         elif typing.get_origin(option) is tuple:
-            item = _kinds(typing.get_args(option)[0])
+            items = typing.get_args(option)
+            item, length = _kinds(items[0]), None if Ellipsis in items else len(items)
     if float in plain:
         plain.add(int)
-    return _Kinds(plain=frozenset(plain), words=frozenset(words), item=item)
+    return _Kinds(plain=frozenset(plain), words=frozenset(words), item=item, length=length)

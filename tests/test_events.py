@@ -15,6 +15,7 @@ from nmoe.events import (
     KINDS,
     AlertEvent,
     CheckpointEvent,
+    CoreEvent,
     Event,
     EventError,
     GpuEvent,
@@ -185,6 +186,17 @@ def test_decode_refuses_values_of_another_kind(change: dict[str, object], word: 
 
 
 COUNTS = st.integers(-(2**63), 2**63 - 1)
+
+
+@pytest.mark.parametrize("ci95", [[], [0.1], [0.1, 0.2, 0.3], [0.1, "0.2"]])
+def test_decode_refuses_an_interval_that_is_no_pair(ci95: list[object]) -> None:
+    event = CoreEvent(
+        score=0.1, tasks=1, items=10, bundle="b", seconds=1.0, ci95=(0.05, 0.15)
+    )  # fmt: skip
+    line = json.loads(encode(Record(seq=0, time=1.0, attempt=0, event=event)))
+    assert decode(json.dumps(line)) is not None
+    with pytest.raises(EventError, match="ci95"):
+        decode(json.dumps(line | {"ci95": ci95}))
 
 
 @given(st.text(), COUNTS, COUNTS)

@@ -116,7 +116,13 @@ class NmoeApp(RemoteControl):
         self._sought: RunFolder | None = None
         self.problem = ""
         self._feed: Feed | None = None
-        self._setup = SetupScreen(root, request or Request(), is_readonly=is_readonly)
+        self._setup = SetupScreen(
+            root,
+            request or Request(),
+            is_readonly=is_readonly,
+            repo_board=self._repo_board,
+            bench_results=bench_results,
+        )
         self._race = RunScreen()
         self._runs = RunsScreen(root, is_readonly=is_readonly, clock=clock)
         self._named: dict[str, NamedScreen] = {

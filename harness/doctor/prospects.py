@@ -8,9 +8,9 @@ from harness import preflight
 from harness.doctor.check import Check, judged
 from harness.errors import HarnessError, UsageError
 from harness.hardware import Detection
-from harness.outlook import Outlook, Spread
+from harness.outlook import Outlook, Spread, time_words
 from nmoe.config import ConfigError, Plan
-from nmoe.memory import USABLE, estimate
+from nmoe.memory import USABLE, Memory
 from nmoe.paths import DataRoot
 
 
@@ -44,17 +44,16 @@ def examine(
 ) -> Iterator[Check]:
     """The choice, memory, time and its spread, then every problem of a start."""
     yield Check(name=name, verdict="ok", value=plan.choice)
-    if plan.device == "cuda":
-        yield _memory(plan)
-    yield _time(found)
+    if found.memory is not None:
+        yield _memory(plan, found.memory, found.memory_bytes)
+    yield Check(name="expected time", verdict="ok", value=time_words(found))
     yield _variance(found.spread)
     for problem in preflight.problems(plan, detection, root):
         verdict = "problem" if problem.is_blocking else "note"
         yield Check(name=name, verdict=verdict, value=problem.what, fix=problem.fix)
 
 
-def _memory(plan: Plan) -> Check:
-    memory, there = estimate(plan, world=plan.world), plan.hardware.memory_bytes
+def _memory(plan: Plan, memory: Memory, there: int | None) -> Check:
     parts = {
         "state": memory.state,
         "activations": memory.activations,
@@ -74,16 +73,6 @@ def _memory(plan: Plan) -> Check:
         fix="Use more GPUs, or a smaller preset.",
         otherwise="problem",
     )
-
-
-def _time(found: Outlook) -> Check:
-    pace = found.pace
-    if pace is None:
-        value = "not known: no run, no benchmark and no published result of such a machine"
-        return Check(name="expected time", verdict="ok", value=value)
-    most = "at most " if pace.is_most else ""
-    value = f"{most}{fmt.seconds(pace.train_s)} of training at {fmt.rate(pace.tok_s)}"
-    return Check(name="expected time", verdict="ok", value=f"{value} ({pace.basis})")
 
 
 def _variance(spread: Spread) -> Check:

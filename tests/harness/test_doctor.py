@@ -14,11 +14,12 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from harness import doctor, hardware, plan, preflight, tables
+from harness import doctor, hardware, launch, plan, preflight, tables
 from harness.doctor import container, disk, gpus, host, prospects
 from harness.doctor.check import Check, harmless
 from harness.errors import UsageError
 from harness.fake_nvml import FakeNvml
+from nmoe.memory import estimate
 from nmoe.paths import DataRoot
 from tests.conftest import REPO_ROOT
 
@@ -392,12 +393,32 @@ def test_data_root_without_access_is_a_problem():
 
 
 def test_memory_of_the_preset_is_judged_against_the_gpu(root):
-    check = prospects._memory(plan_on("h200x1", root))
+    run = plan_on("h200x1", root)
+    memory = estimate(run, world=1)
+    check = prospects._memory(run, memory, run.hardware.memory_bytes)
     assert check.verdict == "ok"
     assert "micro-batches of 32" in check.value
     assert "93 % of the GPU's 139.8 GiB" in check.expected
-    unknown = prospects._memory(plan_on("not_available", root))
+    unknown = prospects._memory(run, memory, None)
     assert (unknown.verdict, unknown.expected) == ("ok", "")
+    small = prospects._memory(run, memory, memory.total)
+    assert (small.verdict, small.fix) == ("problem", "Use more GPUs, or a smaller preset.")
+
+
+@pytest.mark.parametrize("path", sorted(SCENARIOS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_machine_is_examined_without_measuring_it(path, tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("a fake machine was measured")
+
+    monkeypatch.setattr(launch, "lines_of", never)
+    monkeypatch.setattr(disk, "measure", never)
+    root = DataRoot(path=tmp_path / "root", reason="test")
+    detection = hardware.detect(fake=path)
+    checks = list(doctor.examine(detection, root, nvml=hardware.library(path)))
+
+    assert of(checks, "data root").verdict == "ok"
+    assert all(check.fix for check in checks if check.verdict != "ok")
+    assert not root.path.exists()  # looking changes nothing
 
 
 def test_preset_is_examined_where_it_is_named(root):

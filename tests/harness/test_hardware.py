@@ -93,6 +93,22 @@ def test_detect_leaves_unknown_values_none_when_the_driver_does_not_tell():
     assert found.cuda is None
 
 
+def test_firmware_and_modes_are_told_where_all_gpus_agree():
+    gpu = {
+        "nvmlDeviceGetName": "NVIDIA H200",
+        "nvmlDeviceGetCudaComputeCapability": [9, 0],
+        "nvmlDeviceGetVbiosVersion": "96.00.B1.00.01",
+        "nvmlDeviceGetEccMode": [1, 1],
+        "nvmlDeviceGetMigMode": [0, 0],
+    }
+    other = gpu | {"nvmlDeviceGetVbiosVersion": "96.00.99.00.01"}
+    same = detect(FakeNvml({"gpus": [gpu, gpu]}, real=pynvml), environ={}).hardware
+    mixed = detect(FakeNvml({"gpus": [gpu, other]}, real=pynvml), environ={}).hardware
+
+    assert (same.vbios, same.is_ecc, same.is_mig) == ("96.00.B1.00.01", True, False)
+    assert (mixed.vbios, mixed.is_ecc, mixed.is_mig) == (None, True, False)
+
+
 @pytest.mark.parametrize(
     ("visible", "indices"),
     [

@@ -9,7 +9,7 @@ import pytest
 from harness import hardware, leaderboard, plan, score
 from harness.doctor import prospects
 from harness.entry import Replicates
-from harness.outlook import Outlook, ceilings, outlook
+from harness.outlook import Outlook, ceilings, outlook, time_words
 from harness.significance import spread
 from nmoe.paths import DataRoot
 from tests.conftest import REPO_ROOT
@@ -63,7 +63,7 @@ def test_nothing_is_expected_without_a_basis(root):
     found = look(make_plan(OWN), root)
     assert found.pace is None
     assert (found.spread.n, found.spread.loss, found.spread.train_s) == (0, None, None)
-    assert "not known: no run" in prospects._time(found).value
+    assert "not known: no run" in time_words(found)
     assert "not known: 0 finished run(s)" in prospects._variance(found.spread).value
 
 

@@ -1,5 +1,6 @@
 """Preset + machine + flags to a plan: choices, reasons, refusals; nothing named is replaced."""
 
+import importlib.metadata
 import re
 from pathlib import Path
 
@@ -207,6 +208,23 @@ def test_plan_holds_what_it_depends_on(root):
     assert plan.digests.bundle is None
     assert plan.hardware.peak_tflops == 989.4
     assert {"python", "torch"} <= plan.versions.keys()
+
+
+def test_cuda_build_of_torch_names_what_it_brings(monkeypatch, root):
+    installed = {"torch": "2.13.0+cu130", "nvidia-cudnn-cu13": "9.15.1", "triton": "3.7.1"}
+
+    def version(name):
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    versions = planner.resolve(preset="pocket", detection=detect(), root=root).versions
+
+    assert (versions["cuda"], versions["cudnn"]) == ("13.0", "9.15.1")
+    assert "nccl" not in versions
+    installed["torch"] = "2.13.0+cpu"
+    assert "cuda" not in planner.resolve(preset="pocket", detection=detect(), root=root).versions
 
 
 def test_plan_holds_the_data_digest_once_the_data_is_prepared(root):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from harness import format as fmt
 from harness.errors import Problem
 from harness.hardware import Detection
+from harness.outlook import Outlook, time_words
 from nmoe.config import Plan
 from nmoe.paths import DataRoot
 from tui.widgets.numbers import Number
@@ -38,18 +39,19 @@ def machine(detection: Detection | None, root: DataRoot) -> tuple[Span, ...]:
     return tuple(lines)
 
 
-def why(plan: Plan | None) -> tuple[Span, ...]:
-    """Why this preset and this dtype."""
+def why(plan: Plan | None, found: Outlook | None = None) -> tuple[Span, ...]:
+    """Why this preset and this dtype, and what to expect."""
     if plan is None:
         return (("no plan: see below", "warn"),)
     return (
         (plan.choice, "strong"),
         (f"{plan.dtype}: {plan.dtype_reason}", "text"),
+        *(((f"time {time_words(found)}", "text"),) if found else ()),
         (" ", "text"),
     )
 
 
-def values(plan: Plan | None) -> tuple[Number, ...]:
+def values(plan: Plan | None, found: Outlook | None = None) -> tuple[Number, ...]:
     """The figures of a plan that decide how long it runs and what it makes."""
     if plan is None:
         return ()
@@ -65,6 +67,7 @@ def values(plan: Plan | None) -> tuple[Number, ...]:
             ("task", plan.data.task),
             ("target", fmt.fixed(plan.target.target_loss, decimals=3)),
             ("ranks", fmt.count(plan.world)),
+            *_memory(found),
             ("layers x dim", f"{plan.model.num_layers} x {plan.model.dim}"),
             ("experts", routed),
             ("step budget", fmt.count(train.steps)),
@@ -79,6 +82,14 @@ def values(plan: Plan | None) -> tuple[Number, ...]:
             ("commit", _commit(plan)),
         )
     )
+
+
+def _memory(found: Outlook | None) -> tuple[tuple[str, str], ...]:
+    """What a step takes of a GPU; nothing on a CPU."""
+    if found is None or found.memory is None:
+        return ()
+    has = fmt.gib(found.memory_bytes, decimals=0, none=fmt.NOT_AVAILABLE)
+    return (("memory/GPU", f"{fmt.fixed(found.memory.total / 2**30)} of {has}"),)
 
 
 def _commit(plan: Plan) -> str:

@@ -13,8 +13,11 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from harness import hardware, plan, preflight
+from harness.benchmarks import RESULTS
 from harness.errors import Problem
 from harness.hardware import Detection
+from harness.leaderboard import REPO_BOARD
+from harness.outlook import Outlook, outlook
 from nmoe.config import Dtype, Plan
 from nmoe.paths import DataRoot
 from tui.feed import Failure, attempt
@@ -45,6 +48,7 @@ class Offer:
     detection: Detection | None = None
     plan: Plan | None = None
     problems: tuple[Problem, ...] = ()
+    outlook: Outlook | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -68,7 +72,14 @@ class Offered(Message):
         self.request = request
 
 
-def make_offer(request: Request, root: DataRoot, detection: Detection | None = None) -> Offer:
+def make_offer(
+    request: Request,
+    root: DataRoot,
+    detection: Detection | None = None,
+    *,
+    repo_board: Path = REPO_BOARD,
+    bench_results: Path = RESULTS,
+) -> Offer:
     """Detect unless that was done, resolve the plan, look for problems; never raises."""
     if detection is None:
         seen = attempt(lambda: hardware.detect(fake=request.fake_hardware))
@@ -100,7 +111,13 @@ def make_offer(request: Request, root: DataRoot, detection: Detection | None = N
             plan=chosen,
             problems=(Problem(what=checked.problem, fix=checked.fix),),
         )
-    return Offer(detection=found, plan=chosen, problems=checked.value)
+    expected = attempt(lambda: outlook(chosen, root, repo_board=repo_board, results=bench_results))
+    return Offer(
+        detection=found,
+        plan=chosen,
+        problems=checked.value,
+        outlook=None if isinstance(expected, Failure) else expected.value,
+    )
 
 
 class Presets(OptionList):
@@ -116,9 +133,18 @@ class SetupScreen(NamedScreen):
 
     NAME = "start"
 
-    def __init__(self, root: DataRoot, request: Request, *, is_readonly: bool = False) -> None:
+    def __init__(
+        self,
+        root: DataRoot,
+        request: Request,
+        *,
+        is_readonly: bool = False,
+        repo_board: Path = REPO_BOARD,
+        bench_results: Path = RESULTS,
+    ) -> None:
         super().__init__()
         self._root = root
+        self._repo_board, self._bench_results = repo_board, bench_results
         self._request = request
         self._is_readonly = is_readonly
         self._detection: Detection | None = None
@@ -190,7 +216,13 @@ class SetupScreen(NamedScreen):
     def _make_offer(self) -> None:
         index = self._presets.highlighted or 0
         request = replace(self._request, preset=self._names[index])
-        offer = make_offer(request, self._root, self._detection)
+        offer = make_offer(
+            request,
+            self._root,
+            self._detection,
+            repo_board=self._repo_board,
+            bench_results=self._bench_results,
+        )
         self.post_message(Offered(offer, request))
 
     def on_offered(self, message: Offered) -> None:
@@ -200,8 +232,8 @@ class SetupScreen(NamedScreen):
         self._offer, self._detection = offer, offer.detection
         self.set_class(not offer.is_ready, "-blocked")
         self._machine.show(proposal.machine(offer.detection, self._root))
-        self._why.show(proposal.why(offer.plan))
-        self._plan.show(proposal.values(offer.plan))
+        self._why.show(proposal.why(offer.plan, offer.outlook))
+        self._plan.show(proposal.values(offer.plan, offer.outlook))
         self._problems.show(proposal.problems(offer.problems, is_ready=offer.is_ready))
 
 
