@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness import doctor, hardware
 from harness.doctor import disk, probe
@@ -16,6 +18,7 @@ from nmoe.paths import DataRoot
 from tests.conftest import REPO_ROOT
 
 SCENARIOS = REPO_ROOT / "tests" / "data" / "hardware"
+H200 = hardware.detect(fake=SCENARIOS / "h200x2.json")
 DEADLINE_S = 60.0
 
 
@@ -183,6 +186,41 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40)
+NAMES = st.sampled_from(["matmul", "copy", "peer", "CUDA", "GPUs", "torch", "threads"])
+LINES = st.fixed_dictionaries(
+    {"name": NAMES | SCALARS},
+    optional={
+        "value": st.text() | SCALARS,
+        "error": st.text() | SCALARS,
+        "rate": st.floats() | SCALARS,
+        "unit": st.just("TFLOP/s") | SCALARS,
+        "what": st.text() | SCALARS,
+        "gpu": st.integers() | SCALARS,
+        "to": st.integers() | SCALARS,
+        "is_direct": st.booleans() | SCALARS,
+    },
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(LINES)
+def test_whatever_a_line_says_its_check_is_one_short_printable_line(line):
+    parsed = probe.parse(json.dumps(line))
+    if parsed is not None:
+        check = probe.judge(parsed, H200, {})
+        assert check.name
+        assert check.value
+        assert (check.name + check.value + check.expected + check.fix).isprintable()
+        assert len(check.name + check.value) < 400
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text())
+def test_no_text_of_a_child_is_an_error(text):
+    assert probe.parse(text) is None or text.lstrip().startswith("{")
 
 
 # ------------------------------------------------------------------------------------- verdicts
