@@ -12,8 +12,8 @@ from bench.report import Report
 from bench.rows import Row, load, regressions, save, update_summary
 from bench.shapes import shapes_for
 from bench.table import show
-from bench.timing import Stopwatch
 from nmoe.paths import REPO_ROOT
+from nmoe.probe import Stopwatch
 
 SUMMARY = REPO_ROOT / "bench" / "results" / "summary.json"
 ROWS = pytest.StashKey[list[Row]]()

@@ -13,12 +13,13 @@ from bench.rows import CPU, Machine
 from nmoe.paths import code_version
 from nmoe.probe import copy_gbps, matmul_tflops, peer_gbps
 
+PEER_BYTES = 4 * 2**30
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceilings:
-    """TFLOP/s of a bf16 product, GB/s of a copy (read + written) and to a peer (one way)."""
+    """TFLOP/s of a product, GB/s of a copy (read + written) and to a peer (one way)."""
 
     matmul: float
     copy: float
@@ -57,12 +58,11 @@ def machine(*, gpus: int = 1, commit: str | None = None) -> Machine:
 
 def measure_ceilings(device: str) -> Ceilings:
     """Of the first GPU, and of its way to the second where there is one; else of the CPU."""
-    first = torch.device(device, 0) if device == "cuda" else torch.device(device)
     has_peer = device == "cuda" and torch.cuda.device_count() > 1
     return Ceilings(
-        matmul=matmul_tflops(first),
-        copy=copy_gbps(first),
-        peer=peer_gbps(first, torch.device("cuda", 1)) if has_peer else None,
+        matmul=matmul_tflops(device),
+        copy=copy_gbps(device),
+        peer=peer_gbps(device, "cuda:1", num_bytes=PEER_BYTES) if has_peer else None,
     )
 
 

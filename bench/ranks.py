@@ -20,9 +20,10 @@ from bench.layers import Layer, beside_grads, ours, transport_of
 from bench.problem import Inputs, Outputs, Source, Weights, layer_errors
 from bench.rows import BOTH, DISPATCH, FORWARD, OURS
 from bench.shapes import Shape
-from bench.timing import FAILURES, TIMINGS, WARMUPS, Contest, Stopwatch, reason
+from bench.timing import FAILURES, Contest, reason
 from nmoe import ops
 from nmoe.config import Impl
+from nmoe.probe import TIMINGS, WARMUPS, Stopwatch
 from nmoe.rdep import Transport, share
 
 COLLECTIVE = "all_to_all_single"

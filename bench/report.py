@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from bench.machine import Ceilings
 from bench.rows import SHARE, TOKENS, Machine, Row, worst
-from bench.timing import TIMINGS, Contest, median, spread
-from nmoe.probe import gbps, tflops
+from bench.timing import Contest, median, spread
+from nmoe.probe import TIMINGS, gbps, tflops
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,8 @@ from bench.problem import Source
 from bench.report import Report
 from bench.rows import LIMIT, OURS, right
 from bench.shapes import Shape
-from bench.timing import TIMINGS, WARMUPS, Contest, Stopwatch
+from bench.timing import Contest
+from nmoe.probe import TIMINGS, WARMUPS, Stopwatch
 
 PEER = "torch"
 

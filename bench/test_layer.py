@@ -10,7 +10,8 @@ from bench.problem import Inputs, Source, layer_errors
 from bench.report import Report
 from bench.rows import BOTH, FORWARD, OURS, SYNCS, right
 from bench.shapes import SHAPES, Shape
-from bench.timing import TIMINGS, WARMUPS, Contest, Stopwatch
+from bench.timing import Contest
+from nmoe.probe import TIMINGS, WARMUPS, Stopwatch
 
 
 def test_layer(benchmark, shape: Shape, device: str, watch: Stopwatch, report: Report):

@@ -14,10 +14,11 @@ from bench.plain_trainer import chunked_nats
 from bench.problem import Distance
 from bench.report import Report
 from bench.rows import LIMIT, LOSS, OURS, right
-from bench.timing import TIMINGS, WARMUPS, Contest, Stopwatch
+from bench.timing import Contest
 from nmoe import ops
 from nmoe.flops import padded_vocab
 from nmoe.model import LOSS_CHUNK
+from nmoe.probe import TIMINGS, WARMUPS, Stopwatch
 
 EAGER, COMPILED = "torch chunked", "torch chunked, compiled"
 

@@ -1,8 +1,6 @@
-"""Timers that treat everything alike, and contests in which implementations take turns.
+"""Contests in which implementations take turns, intervals of a loop, medians and spreads.
 
-On a GPU a timing is: flush the L2 cache, keep the device busy for 2 ms, record an event, run,
-record an event. While the device is busy the host queues the work, so that the time is the device's
-and not that of launching. Whoever makes the host wait pays for it.
+A single piece of work is timed by `nmoe.probe.Stopwatch`.
 """
 
 import statistics
@@ -16,52 +14,7 @@ import torch
 
 from bench.rows import OURS
 
-FLUSH_BYTES = 256 * 2**20  # several times the L2 cache
-BUSY_CYCLES = 4_000_000  # 2 ms at 1.98 GHz
-TIMINGS, WARMUPS = 30, 5
-
 Work = Callable[[], Any]
-
-
-class Stopwatch:
-    """Microseconds of pieces of work that follow one another; events on a GPU, else the clock."""
-
-    def __init__(self, device: str) -> None:
-        self._on_gpu = device == "cuda"
-        self._flush = (
-            torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda") if self._on_gpu else None
-        )
-
-    def time(self, *pieces: Work, ready: Work | None = None) -> tuple[float, ...]:
-        """us from the start to the end of each piece, cumulative; `ready` runs before the start."""
-        if self._flush is None:
-            return self._time_on_host(pieces, ready)
-        self._flush.zero_()
-        torch.cuda._sleep(BUSY_CYCLES)
-        if ready is not None:
-            ready()
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(pieces) + 1)]
-        marks[0].record()
-        for piece, mark in zip(pieces, marks[1:], strict=True):
-            piece()
-            mark.record()
-        marks[-1].synchronize()
-        return tuple(marks[0].elapsed_time(mark) * 1000 for mark in marks[1:])
-
-    def repeat(self, work: Work) -> list[float]:
-        """`TIMINGS` timings of one piece after the warm-up."""
-        return [self.time(work)[0] for _ in range(WARMUPS + TIMINGS)][WARMUPS:]
-
-    @staticmethod
-    def _time_on_host(pieces: Sequence[Work], ready: Work | None) -> tuple[float, ...]:
-        if ready is not None:
-            ready()
-        start = time.perf_counter()
-        ends = []
-        for piece in pieces:
-            piece()
-            ends.append(time.perf_counter())
-        return tuple((end - start) * 1e6 for end in ends)
 
 
 def intervals(works: Sequence[Work], *, device: str) -> list[float]:

@@ -76,8 +76,18 @@ def problems(plan: Plan, root: DataRoot) -> tuple[Problem, ...]:
     splits = SPLITS if plan.flow is None else SPLITS[1:]
     found = [_problem(plan, folder / split) for split in splits]
     if is_speedrun(plan) and _absent(folder):
-        found.append(_to_be_prepared(folder))
+        found.append(_to_be_prepared(folder, bytes_to_prepare(plan, root)))
     return tuple(problem for problem in found if problem is not None)
+
+
+def bytes_to_prepare(plan: Plan, root: DataRoot) -> int:
+    """What the run would still write to have the speedrun's data; none of any other."""
+    folder = root.dataset(plan.data.data_path)
+    if not is_speedrun(plan) or not _absent(folder):
+        return 0
+    train = folder / "train"
+    there = sum(path.stat().st_size for path in train.glob("shard_*")) if train.is_dir() else 0
+    return max(0, TOKEN_BYTES * SPEEDRUN_TOKENS - there) + WAITING_BYTES
 
 
 def _absent(folder: Path) -> list[str]:
@@ -106,11 +116,8 @@ def _missing(plan: Plan, folder: Path) -> Problem:
     )
 
 
-def _to_be_prepared(folder: Path) -> Problem:
+def _to_be_prepared(folder: Path, needed: int) -> Problem:
     """What preparing the speedrun's data takes, or why the disk cannot hold it."""
-    train = folder / "train"
-    there = sum(path.stat().st_size for path in train.glob("shard_*")) if train.is_dir() else 0
-    needed = max(0, TOKEN_BYTES * SPEEDRUN_TOKENS - there) + WAITING_BYTES
     free = shutil.disk_usage(existing(folder)).free
     if free < needed:
         what = (

@@ -103,8 +103,8 @@ class FakeNvml:
         def of_gpu(handle: int, *args: object) -> Any:
             return self._answer(name, handle, args=args)
 
-        def of_system(*_: object) -> Any:
-            return self._answer(name, None)
+        def of_system(*args: object) -> Any:
+            return self._answer(name, None, args=args)
 
         return of_gpu if name.startswith("nvmlDevice") else of_system
 
@@ -140,6 +140,12 @@ class FakeNvml:
             if "error" in table:
                 raise getattr(self._real, f"NVMLError_{table['error']}")()
             return SimpleNamespace(**table)
+        if isinstance(value, list):
+            # Structures in a list, such as processes.
+            return [
+                SimpleNamespace(**each) if isinstance(each, dict) else each
+                for each in cast(list[Any], value)
+            ]
         return value
 
 

@@ -6,6 +6,7 @@ last process of the run is gone.
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,8 @@ RANK = (sys.executable, "-m", "nmoe.train")
 RETRY_S = 0.02
 # A GPU run's host work is loading and launching: more threads a rank only fight.
 MAX_GPU_RANK_THREADS = 8
+# Longer lines are no lines of ours; and this much of the end of what a child says on stderr.
+MAX_LINE_BYTES, LAST_WORDS_BYTES = 1 << 16, 1000
 
 Process = subprocess.Popen[bytes]
 
@@ -125,37 +129,6 @@ def spawn_prep(folder: RunFolder, command: Sequence[str], *, lock_fds: Sequence[
     return process
 
 
-def lines_of(module: str, *, deadline_s: float) -> Iterator[str]:
-    """The lines that a module of this checkout prints, each as soon as it is there.
-
-    MachineError, with its last words, when it fails or is not done in time.
-    """
-    command = [sys.executable, "-P", "-m", module]
-    environ = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
-    with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
-            errors="replace", cwd=REPO_ROOT, env=environ,
-        )  # fmt: skip
-        assert process.stdout is not None
-        began, killer = time.monotonic(), threading.Timer(deadline_s, process.kill)
-        killer.start()
-        try:
-            yield from process.stdout
-            code = process.wait()
-        finally:
-            is_late = time.monotonic() - began >= deadline_s
-            killer.cancel()
-            process.kill()
-            process.wait()
-            process.stdout.close()
-        if code != 0:
-            errors.seek(0)
-            words = errors.read().strip().rpartition("\n")[2]
-            how = f"was not done in {deadline_s:.0f} s" if is_late else f"ended with {code}"
-            raise MachineError(f"{module} {how}" + (f": {words}" if words else ""))
-
-
 def spawn_rank(
     folder: RunFolder,
     plan: Plan,
@@ -195,6 +168,66 @@ def call(folder: RunFolder, module: str, *arguments: str) -> subprocess.Complete
         cwd=REPO_ROOT,
         env=_child_env(folder),
     )
+
+
+def lines_of(command: Sequence[str], *, deadline_s: float) -> Iterator[str]:
+    """The lines that a command prints, each as soon as it is there.
+
+    MachineError, its last words as the fix, when it fails or is not done in time. It ends with its
+    children when nobody wants more lines.
+    """
+    end_at, how = time.monotonic() + deadline_s, ""
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            cwd=REPO_ROOT,
+            env=_python_env(),
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        try:
+            yield from _lines(process.stdout.fileno(), end_at)
+            code = process.wait(timeout=max(0.0, end_at - time.monotonic()))
+            if code:
+                name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                how = f"ended with {name}"
+        except (TimeoutError, subprocess.TimeoutExpired):
+            how = f"was not done in {deadline_s:g} s"
+        finally:
+            # The group is there as long as the child was not waited for, or has children.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            process.stdout.close()
+        if how:
+            raise MachineError(f"the child {how}", _last_words(errors.fileno()))
+
+
+def _lines(fd: int, end_at: float) -> Iterator[str]:
+    """Lines of a pipe to its end; TimeoutError when it is not reached in time."""
+    rest = b""
+    while True:
+        ready, _, _ = select.select([fd], [], [], max(0.0, end_at - time.monotonic()))
+        if not ready:
+            raise TimeoutError
+        chunk = os.read(fd, MAX_LINE_BYTES)
+        *whole, rest = (rest + chunk).split(b"\n")
+        if rest and (not chunk or len(rest) > MAX_LINE_BYTES):
+            whole, rest = [*whole, rest], b""
+        yield from (line.decode(errors="replace") for line in whole)
+        if not chunk:
+            return
+
+
+def _last_words(fd: int) -> str:
+    """The last lines of a file, as one."""
+    size = os.lseek(fd, 0, os.SEEK_END)
+    told = os.pread(fd, LAST_WORDS_BYTES, max(0, size - LAST_WORDS_BYTES))
+    lines = [line.strip() for line in told.decode(errors="replace").splitlines() if line.strip()]
+    return f"Its last words: {' | '.join(lines[-3:])}" if lines else ""
 
 
 def free_port() -> int:
@@ -252,9 +285,12 @@ def _spawn_supervisor(folder: RunFolder, mirror: str | None) -> None:
 
 def _child_env(folder: RunFolder) -> dict[str, str]:
     """This environment with the run's data root, and this checkout first on the path."""
+    return _python_env() | {"DATA_DIR": str(folder.root.parent.parent)}
+
+
+def _python_env() -> dict[str, str]:
     folders = [str(REPO_ROOT), os.environ.get("PYTHONPATH", "")]
     return dict(os.environ) | {
-        "DATA_DIR": str(folder.root.parent.parent),
         "PYTHONPATH": os.pathsep.join(filter(None, folders)),
         "PYTHONUNBUFFERED": "1",
     }

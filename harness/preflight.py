@@ -56,8 +56,36 @@ def first_blocking(found: tuple[Problem, ...]) -> Problem | None:
 
 
 def checkpoint_bytes(plan: Plan) -> int:
-    """What one checkpoint takes on the disk, and in host memory while it is written."""
+    """What a checkpoint takes on disk, and in host memory while it is written."""
     return SAVED_BYTES_PER_PARAMETER * _parameters(plan).total
+
+
+def disk_bytes(plan: Plan) -> int:
+    """What a run writes: checkpoints, weights at the target, logs, events and metrics."""
+    # The newest checkpoints, one more while it is written or on a stop.
+    every = plan.checkpoint.every
+    kept = min(plan.checkpoint.keep, plan.train.steps // every if every else 0)
+    return checkpoint_bytes(plan) * (kept + 1) + 4 * _parameters(plan).total + SPARE_BYTES
+
+
+def host_bytes(plan: Plan) -> int:
+    """What a run takes of the host's memory: a checkpoint on its way, and ranks on the CPU."""
+    needed = checkpoint_bytes(plan)
+    if plan.device == "cpu":
+        parameters = _parameters(plan)
+        dense = parameters.total - parameters.expert
+        per_rank = CPU_BYTES_PER_PARAMETER * (dense + parameters.expert // plan.world)
+        needed += plan.world * (RANK_BYTES + per_rank)
+    return needed
+
+
+def peer_bytes(plan: Plan) -> int:
+    """What the ranks of a CPU run put into /dev/shm; none on GPUs."""
+    if plan.device != "cpu" or plan.world == 1 or num_moe_layers(plan) == 0:
+        return 0
+    row_bytes = 4 * plan.model.dim
+    tokens = plan.train.micro_batch * plan.train.seq_len
+    return plan.world * tokens * plan.experts.top_k * row_bytes * PEER_REGIONS
 
 
 def _parameters(plan: Plan) -> Parameters:
@@ -92,16 +120,11 @@ def _root_problems(plan: Plan, root: DataRoot) -> list[Problem]:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         what = f"cannot write to {root.path} ({root.reason})"
         return [Problem(what=what, fix="Set DATA_DIR to a folder that this user can write.")]
-    # The newest checkpoints, one more while it is written or on a stop, the weights at the target.
-    every = plan.checkpoint.every
-    kept = min(plan.checkpoint.keep, plan.train.steps // every if every else 0)
-    weights = 4 * _parameters(plan).total
-    saved = checkpoint_bytes(plan) * (kept + 1) + weights
-    free = shutil.disk_usage(place).free
-    if free < saved + SPARE_BYTES:
+    needed, free = disk_bytes(plan), shutil.disk_usage(place).free
+    if free < needed:
         what = (
             f"the disk of {root.path} is nearly full: got {text.bytes_(free)} free,"
-            f" expected {text.bytes_(saved + SPARE_BYTES)} for checkpoints and logs"
+            f" expected {text.bytes_(needed)} for checkpoints and logs"
         )
         return [Problem(what=what, fix="Free space there, or set DATA_DIR to another disk.")]
     return []
@@ -116,12 +139,8 @@ def _board_problems(root: DataRoot) -> list[Problem]:
 
 
 def _memory_problems(plan: Plan, detection: Detection) -> list[Problem]:
-    parameters, needed = _parameters(plan), checkpoint_bytes(plan)
-    found: list[Problem] = []
+    found, needed = list[Problem](), host_bytes(plan)
     if plan.device == "cpu":
-        dense = parameters.total - parameters.expert
-        per_rank = CPU_BYTES_PER_PARAMETER * (dense + parameters.expert // plan.world)
-        needed += plan.world * (RANK_BYTES + per_rank)
         found += _peer_problems(plan)
     elif (memory := detection.hardware.memory_bytes) is not None:
         step = estimate(plan, world=plan.world).total
@@ -143,11 +162,9 @@ def _memory_problems(plan: Plan, detection: Detection) -> list[Problem]:
 
 def _peer_problems(plan: Plan) -> list[Problem]:
     """Ranks of a CPU run meet in /dev/shm, which containers keep small."""
-    if plan.world == 1 or num_moe_layers(plan) == 0:
+    needed = peer_bytes(plan)
+    if not needed:
         return []
-    row_bytes = 4 * plan.model.dim
-    tokens = plan.train.micro_batch * plan.train.seq_len
-    needed = plan.world * tokens * plan.experts.top_k * row_bytes * PEER_REGIONS
     free = shutil.disk_usage(SHM).free if SHM.is_dir() else 0
     if free >= needed:
         return []

@@ -115,9 +115,9 @@ def _standing(entry: Entry) -> str:
 
 
 def check_lines(check: "Check") -> list[str]:
-    """One finding of the doctor: verdict, name, value, what was expected, and below it the fix."""
-    expected = f"; expected {safe(check.expected)}" if check.expected else ""
-    line = f"{check.verdict:7}  {safe(check.name):16}  {safe(check.value)}{expected}"
+    """A finding of the doctor in columns of fixed widths, and below it the fix."""
+    expected = f"  expected {safe(check.expected)}" if check.expected else ""
+    line = f"{check.verdict:7}  {safe(check.name):21}  {safe(check.value):36}{expected}".rstrip()
     return [line, *([f"    → {safe(check.fix)}"] if check.fix else [])]
 
 

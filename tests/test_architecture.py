@@ -57,9 +57,8 @@ NAME_OWNERS = {
         # Durations that are reported beside the score: building, saving, one CORE task.
         "nmoe/build.py",
         "nmoe/eval/core.py",
-        # What a machine can do, apart from any run.
+        # What a machine does at most.
         "nmoe/probe.py",
-        "harness/doctor/disk.py",
     ),
     "print": ("harness/terminal.py", "nmoe/train.py", "nmoe/evaluate.py", "nmoe/data/cli.py"),
 }

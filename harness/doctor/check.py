@@ -1,4 +1,4 @@
-"""One finding: what is, what was expected, and what to do unless all is well."""
+"""One finding of the doctor: what is, what was expected, and what to do unless all is well."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,11 @@ Verdict = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """A `note` costs speed or trust, a `problem` refuses a run; `expected` is empty for facts."""
+    """A `note` costs speed or trust, a `problem` stands in the way of a run.
+
+    `value` is n/a where the machine does not tell; `expected` is empty where nothing is; `fix` says
+    what to do unless all is well.
+    """
 
     name: str
     verdict: Verdict
@@ -17,10 +21,27 @@ class Check:
     fix: str = ""
 
 
-def judged(name: str, value: str, expected: str, fix: str, *, is_well: bool | None) -> Check:
-    """Well, or a note with the fix; what cannot be told (None) is neither."""
-    if is_well is None:
-        return Check(name=name, verdict="ok", value=value)
-    if is_well:
-        return Check(name=name, verdict="ok", value=value, expected=expected)
-    return Check(name=name, verdict="note", value=value, expected=expected, fix=fix)
+def judged(
+    name: str,
+    value: str,
+    *,
+    is_well: bool | None,
+    expected: str = "",
+    fix: str = "",
+    otherwise: Verdict = "note",
+) -> Check:
+    """A check that is well or `otherwise`; what cannot be judged (None) asks for nothing."""
+    verdict: Verdict = otherwise if is_well is False else "ok"
+    return Check(
+        name=name,
+        verdict=verdict,
+        value=value,
+        expected=expected,
+        fix=fix if is_well is False else "",
+    )
+
+
+def harmless(text: object, *, most: int = 60) -> str:
+    """The text of a stranger on one line, without control characters, and not too long."""
+    shown = "".join(char if char.isprintable() else "?" for char in str(text))
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"

@@ -6,26 +6,39 @@ from typing import Annotated
 
 import typer
 
-from harness.options import FakeHardware, Json
+from harness.options import FakeHardware, Gpus, Json
 from harness.terminal import answer
+
+Preset = Annotated[
+    str | None, typer.Argument(metavar="PRESET", help="What to run (default: as n speedrun).")
+]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Measure nothing: only what is known at once.")
+]
 
 
 def doctor(
+    preset: Preset = None,
     *,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Only what is known at once; measure nothing.")
-    ] = False,
+    quick: Quick = False,
+    gpus: Gpus = None,
     as_json: Json = False,
     fake_hardware: FakeHardware = None,
 ) -> None:
-    """Examine and measure this machine; say what to mend."""
+    """Examine and measure this machine before it costs money; say what to mend."""
     from harness import doctor as facts
     from harness import hardware, tables
     from nmoe.paths import data_root
 
-    detection, nvml = hardware.detect(fake=fake_hardware), hardware.library(fake_hardware)
     checks: list[facts.Check] = []
-    for check in facts.examine(detection, data_root(), nvml=nvml, is_quick=quick):
+    for check in facts.examine(
+        hardware.detect(fake=fake_hardware),
+        data_root(),
+        nvml=hardware.library(fake_hardware),
+        preset=preset,
+        num_gpus=gpus,
+        is_quick=quick,
+    ):
         checks.append(check)
         if not as_json:
             answer(*tables.check_lines(check))

@@ -7,8 +7,8 @@ import pytest
 from bench.machine import Ceilings
 from bench.report import Report
 from bench.rows import OURS, Row
-from bench.timing import Contest, Stopwatch, median, spread
-from nmoe.probe import gbps, tflops
+from bench.timing import Contest, median, spread
+from nmoe.probe import Stopwatch, gbps, tflops
 from tests.bench.results import a_machine
 
 

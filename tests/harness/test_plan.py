@@ -19,8 +19,10 @@ from tests.harness.finished_run import write_dataset
 SCENARIOS = Path(__file__).parent.parent / "data" / "hardware"
 TRAINING_MACHINES = (
     "b200x8_busy",
+    "b200x8_healthy",
     "b200x8",
     "h100x8",
+    "h100x8_troubled",
     "h200x2",
     "h200x1",
     "lost_later",
