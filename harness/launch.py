@@ -22,7 +22,6 @@ from pathlib import Path
 
 from harness import runs
 from harness.errors import HarnessError, MachineError, RunError
-from harness.hardware import num_cores
 from nmoe import paths
 from nmoe.config import Plan
 from nmoe.paths import REPO_ROOT, DataRoot, RunFolder, write_atomic
@@ -30,8 +29,6 @@ from nmoe.paths import REPO_ROOT, DataRoot, RunFolder, write_atomic
 SUPERVISOR = (sys.executable, "-m", "harness.supervise")
 RANK = (sys.executable, "-m", "nmoe.train")
 RETRY_S = 0.02
-# A GPU run's host work is loading and launching: more threads a rank only fight.
-MAX_GPU_RANK_THREADS = 8
 # Longer lines are no lines of ours; and this much of the end of what a child says on stderr.
 MAX_LINE_BYTES, LAST_WORDS_BYTES = 1 << 16, 1000
 
@@ -297,11 +294,8 @@ def _python_env() -> dict[str, str]:
 
 
 def _rank_env(folder: RunFolder, plan: Plan, index: int, port: int) -> dict[str, str]:
-    threads = max(1, num_cores() // plan.world)
-    if plan.device == "cuda":
-        threads = min(threads, MAX_GPU_RANK_THREADS)
     return (
-        {"OMP_NUM_THREADS": str(threads)}
+        {"OMP_NUM_THREADS": "1"}  # as torch is told, for whatever else counts the cores
         | _child_env(folder)
         | {
             "RANK": str(index),
