@@ -53,10 +53,14 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """Unix times between which the clock of the score stood open."""
+    """Unix times between which the clock of the score stood open; `finished` ends what came after.
+
+    The clock closes at the validation that ends the race; CORE is scored behind it.
+    """
 
     began: float
     ended: float
+    finished: float
 
 
 def gather(

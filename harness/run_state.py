@@ -60,8 +60,8 @@ class Mark(NamedTuple):
     kind: Literal["resume", "checkpoint", "throttle"]
 
 
-# Fields of step events that are kept as curves beside the loss.
-CURVES = ("tok_s", "ms", "grad_norm", "lr")
+# Fields of step events that are kept as curves beside the loss; NaN is not known.
+CURVES = ("tok_s", "ms", "grad_norm", "lr", "mfu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,7 +279,7 @@ def _fold_step(state: RunState, event: ev.StepEvent, attempt: int) -> dict[str, 
     changes["curves"] = {
         name: state.curves.get(name, Series())
         .until(event.step - 1)
-        .append(point._replace(value=getattr(event, name)))
+        .append(point._replace(value=math.nan if (x := getattr(event, name)) is None else x))
         for name in CURVES
     }
     for name in ("step", "tokens", "loss", "lr", "grad_norm", "ms", "tok_s", "mfu"):

@@ -19,6 +19,7 @@ from harness import best, runs
 from harness.benchmarks import RESULTS
 from harness.best import Best
 from harness.leaderboard import REPO_BOARD
+from harness.sheet import save
 from nmoe.paths import DataRoot, RunFolder
 from tui.feed import Failure, Feed, FeedFailed, RunChanged, RunView, Success, attempt
 from tui.remote import RemoteControl
@@ -34,7 +35,7 @@ from tui.screens.named import NamedScreen, WatchScreen
 from tui.screens.run import RunScreen
 from tui.screens.runs import Attach, Marked, RunsScreen
 from tui.screens.setup import Request, SetupScreen
-from tui.screens.sheet import FORMATS, fits_clipboard, save
+from tui.screens.sheet import FORMATS, fits_clipboard
 
 REMOTE = ("SSH_CONNECTION", "SSH_TTY")
 FORMAT_WORDS = {

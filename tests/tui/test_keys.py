@@ -3,13 +3,14 @@
 import pytest
 from textual.binding import Binding
 
+from harness.sheet import Sheet, save
 from tests.conftest import REPO_ROOT
 from tests.tui import races
 from tests.tui import recordings as rec
 from tests.tui.screen import drive, held, screen_text, see, until
 from tui.app import SCREENS, NmoeApp
 from tui.screens.named import NamedScreen
-from tui.screens.sheet import MAX_CLIPBOARD_BYTES, Sheet, fits_clipboard, save
+from tui.screens.sheet import MAX_CLIPBOARD_BYTES, fits_clipboard
 from tui.widgets.keybar import Key, draw_keys, key_at
 from tui.widgets.rows import plain, row_width
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from harness import format as fmt
 from harness.best import Best
 from harness.run_state import RunState
+from harness.sheet import Sheet, Value
 from nmoe.events import CoreEvent, CoreTaskEvent
 from tui.feed import RunView
-from tui.screens.sheet import Sheet, Value
 from tui.widgets.grid import Record, Table
 from tui.widgets.meters import meter
 from tui.widgets.rows import Role, Row, clean
