@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from harness import format as fmt
 from harness import svg
 from harness.run_state import CURVES, RunState
 from harness.series import Point, Series
 from harness.sheet import Sheet, Value
 
-# The moving average that the screen draws, too.
-DECAY = 0.98
+# Of the moving average: some ten step events are in it.
+DECAY = 0.9
 # Samples come every second or two.
 MAX_GAP_S = 10.0
 COLUMNS = (
@@ -143,4 +144,4 @@ def _points(series: Series) -> list[tuple[float, float]]:
 def _x_label(state: RunState) -> str:
     if state.plan is None:
         return "step"
-    return f"step of {state.plan.train.batch_size * state.plan.train.seq_len:,} tokens"
+    return f"step of {fmt.count(state.plan.train.batch_size * state.plan.train.seq_len)} tokens"

@@ -21,7 +21,7 @@ INNER = WIDTH - LEFT - RIGHT
 LEGEND = 26
 MAX_TICKS = 6
 # The beginning of a curve that may be cut off at the top, so that its end can be read.
-HEAD = 0.05
+HEAD = 0.15
 _MARK_WORDS = {"resume": "resumed", "checkpoint": "checkpoint", "throttle": "GPU slowed"}
 STYLE = """
 .nx{display:block;width:100%;height:auto;font:13px system-ui,sans-serif}
@@ -32,7 +32,7 @@ STYLE = """
 .nx .nx-val{stroke:#c2410c}.nx .nx-dot{fill:#c2410c}
 .nx .nx-target{stroke:#15803d;stroke-dasharray:7 4}.nx .nx-target-text{fill:#15803d}
 .nx .nx-resume{stroke:#7c3aed;stroke-dasharray:2 3}.nx .nx-throttle{stroke:#b45309}
-.nx .nx-checkpoint{stroke:#64748b}
+.nx .nx-checkpoint{stroke:#64748b;stroke-width:3}
 @media (prefers-color-scheme:dark){
 .nx text{fill:#a8b3c4}.nx .nx-name{fill:#e8edf4}
 .nx .nx-grid{stroke:#2a3342}.nx .nx-axis{stroke:#5b6779}
