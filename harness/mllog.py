@@ -1,11 +1,11 @@
 """A run as a log in the format of MLPerf training: `:::MLLOG {json}`, a line a fact.
 
 Only what is true is said. A run is no submission: it names no organisation and no benchmark of
-MLPerf, and clears no caches, so that a checker misses these keys; all others keep its rules
-(https://github.com/mlcommons/logging, training 6.1). `submission_division` is open, whose model
-and recipe are free. Samples are sequences, and `eval_accuracy` is the validation loss in nats a
-token, as in MLPerf's language models. Where a log names a line of source code, this one names the
-line of the run's file that holds the fact.
+MLPerf, and clears no caches, so that a checker misses these keys, and on one rank the precision of
+what is sent; all others keep its rules (https://github.com/mlcommons/logging, training 6.1).
+`submission_division` is open, whose model and recipe are free. Samples are sequences, and
+`eval_accuracy` is the validation loss in nats a token, as in MLPerf's language models. Where a log
+names a line of source code, this one names the line of the run's file that holds the fact.
 
 After a resume, what was trained beyond the checkpoint did not happen and is not told; the clock
 went on.
@@ -153,10 +153,20 @@ def _settings(account: Account, plan: Plan) -> Iterator[tuple[str, Any, str]]:
     yield "opt_adamw_weight_decay", optim.weight_decay, "optim.weight_decay"
     if optim.clip:
         yield "opt_gradient_clip_norm", optim.clip, "optim.clip"
-    yield "lowest_numerical_precision_in_linear", PRECISIONS[plan.dtype], "dtype"
+    for part in _parts(plan):
+        yield f"lowest_numerical_precision_in_{part}", PRECISIONS[plan.dtype], "dtype"
     for name in ("tensor", "pipeline", "context"):
         yield f"{name}_parallelism", 1, "world"
     yield "expert_parallelism", plan.world if plan.experts.num_experts else 1, "world"
+
+
+def _parts(plan: Plan) -> Iterator[str]:
+    """What is computed or sent in the plan's dtype and in nothing lower."""
+    yield "linear"
+    if plan.dtype in ("fp32", "bf16"):
+        yield "attn"
+        if plan.world > 1 and plan.experts.num_experts:
+            yield "comm"  # rows of experts
 
 
 def _train_samples(
@@ -198,8 +208,8 @@ def _say_run(log: _Log, account: Account, plan: Plan, told: Sequence[Told]) -> N
     log.add("INTERVAL_END", "init_stop", None, at=at, source=first.source)
     log.add("INTERVAL_START", "run_start", None, at=at, source=first.source)
     log.add("INTERVAL_START", "block_start", None, at=at, source=first.source, samples_count=0)
-    is_open = True
-    for each in _milestones(account, told):
+    is_open, end = True, _end(account, told)
+    for each in _milestones(account, told, end):
         event = each.record.event
         if isinstance(event, ev.ValEvent):
             is_open = account.state.step > event.step or (account.is_alive and not account.reached)
@@ -211,7 +221,6 @@ def _say_run(log: _Log, account: Account, plan: Plan, told: Sequence[Told]) -> N
                 source=each.source,
                 samples_count=event.resume_step * batch,
             )
-    end = _end(account, told)
     if end is None:
         return
     samples, at = account.state.step * batch, end.record.time
@@ -265,8 +274,8 @@ def _starts(told: Iterable[Told], first: Told | None) -> list[Told]:
     return list(starts.values())
 
 
-def _milestones(account: Account, told: Iterable[Told]) -> list[Told]:
-    """The validations that count, each as it was last told, and the resumes."""
+def _milestones(account: Account, told: Iterable[Told], end: Told | None) -> list[Told]:
+    """The validations that count, each as it was last told, and the resumes before the end."""
     kept = {val.step for val in account.state.val_events}
     vals: dict[int, Told] = {}
     resumes: list[Told] = []
@@ -274,9 +283,10 @@ def _milestones(account: Account, told: Iterable[Told]) -> list[Told]:
         event = each.record.event
         if isinstance(event, ev.ValEvent) and event.step in kept:
             vals[event.step] = each
-        elif _is_training(each) and isinstance(event, ev.PhaseEvent):
+        elif isinstance(event, ev.PhaseEvent):
             resumes += [each] if event.resume_step is not None else []
-    return sorted((*vals.values(), *resumes), key=_when)
+    found = sorted((*vals.values(), *resumes), key=_when)
+    return [each for each in found if end is None or _when(each) <= _when(end)]
 
 
 def _end(account: Account, told: Sequence[Told]) -> Told | None:
