@@ -14,23 +14,24 @@ _STYLE = """
 @media (prefers-color-scheme:dark){:root{--ink:#e8edf4;--dim:#a0abbb;--line:#2b3442;
 --ground:#10151d;--panel:#171e29;--good:#4ade80;--bad:#ff8a80;--warn:#fbbf24}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.5 system-ui,sans-serif;
+overflow-wrap:anywhere}
 main{max-width:62rem;margin:0 auto;padding:1.5rem 1rem 3rem}
-h1{font-size:1.5rem;line-height:1.25;margin:0;overflow-wrap:anywhere}
+h1{font-size:1.5rem;line-height:1.25;margin:0}
 h2{font-size:1.15rem;margin:2.25rem 0 .6rem;padding-top:.9rem;border-top:1px solid var(--line)}
 h3{font-size:1rem;margin:1.2rem 0 .3rem}
 p{margin:.4rem 0}.dim{color:var(--dim)}.small{font-size:.9rem}
 .status{font-weight:650;font-size:1.1rem}.good{color:var(--good)}.bad{color:var(--bad)}
 .warn{color:var(--warn)}
 dl{display:grid;grid-template-columns:minmax(7rem,13rem) 1fr;gap:.15rem 1rem;margin:.5rem 0}
-dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
+dt{color:var(--dim)}dd{margin:0;font-variant-numeric:tabular-nums}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .6rem .25rem 0;text-align:left;vertical-align:top;
 border-bottom:1px solid var(--line)}
 th{color:var(--dim);font-weight:600;white-space:nowrap}
 .r{text-align:right}tfoot td{font-weight:650}
-td{overflow-wrap:anywhere;min-width:3.2rem}td.r{white-space:nowrap}
+td{min-width:3.2rem}td:first-child{min-width:8.5rem}td.r{white-space:nowrap}
 figure{margin:.8rem 0}figcaption{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;font-size:.88rem;
 color:var(--dim)}figcaption span{display:inline-flex;align-items:center;gap:.4rem}
 figcaption .nx{width:26px;height:10px;flex:none}

@@ -19,6 +19,8 @@ Points = Sequence[tuple[float, float]]
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 720, 78, 16, 34, 56
 INNER = WIDTH - LEFT - RIGHT
 LEGEND = 26
+# So near to the right edge, the label of a tick ends at it.
+EDGE = 30
 MAX_TICKS = 6
 # The beginning of a curve that may be cut off at the top, so that its end can be read.
 HEAD = 0.15
@@ -221,10 +223,11 @@ def _grid(chart: Chart, frame: _Frame) -> str:
     xs, bottom = ticks(frame.left, frame.right, whole=True), frame.height
     for value in xs:
         x = f"{frame.x(value):.1f}"
+        anchor = "end" if INNER - frame.x(value) < EDGE else "middle"
         label = escape(fmt.tokens(value) if xs[-1] >= 1e5 else fmt.count(value))
         parts.append(
             f'<line class="nx-axis" x1="{x}" x2="{x}" y1="{bottom:g}" y2="{bottom + 4:g}"/>'
-            f'<text x="{x}" y="{bottom + 20:g}" text-anchor="middle">{label}</text>'
+            f'<text x="{x}" y="{bottom + 20:g}" text-anchor="{anchor}">{label}</text>'
         )
     parts.append(
         f'<line class="nx-axis" x1="0" x2="{INNER}" y1="{bottom:g}" y2="{bottom:g}"/>'
