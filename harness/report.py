@@ -262,7 +262,7 @@ def _routers(state: RunState) -> str:
         page.table(
             ("layer", "load CV", "entropy", "active experts", "max load", "bias range"),
             rows,
-            right="rrrrrr",
+            right=" rrrrr",
         ),
         page.paragraph(
             f"After step {fmt.count(router.step)}. Loads over an even share; entropy 1 is even.",

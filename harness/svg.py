@@ -104,12 +104,13 @@ class _Frame(NamedTuple):
 
 def document(chart: Chart) -> str:
     """The chart as a file of its own, with its legend below."""
-    height = chart.height + LEGEND
+    rows = _legend_rows(chart)
+    height = chart.height + LEGEND * len(rows)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="nx" {_attributes(chart, height)}>'
         f"<style>{STYLE}{_GROUND}</style>"
         f'<rect class="nx-ground" width="{WIDTH}" height="{height}"/>'
-        f"{_drawing(chart)}{_legend_row(chart)}</svg>\n"
+        f"{_drawing(chart)}{''.join(rows)}</svg>\n"
     )
 
 
@@ -315,14 +316,16 @@ def _legend(chart: Chart) -> list[tuple[str, str]]:
     return found
 
 
-def _legend_row(chart: Chart) -> str:
-    """The legend of a file, in one row below the axis; letters are some seven units wide."""
-    parts: list[str] = []
-    x = 8.0
+def _legend_rows(chart: Chart) -> list[str]:
+    """The legend of a file, in rows below the axis; letters are some seven units wide."""
+    rows, x = [""], 8.0
     for sample, name in _legend(chart):
-        parts.append(
-            f'<g transform="translate({x:g} {chart.height + 8})">{sample}'
-            f'<text x="32" y="9">{escape(name)}</text></g>'
-        )
-        x += 32 + 7.2 * len(name) + 18
-    return "".join(parts)
+        width = 32 + 7.5 * len(name) + 18
+        if x + width > WIDTH and rows[-1]:
+            rows.append("")
+            x = 8.0
+        y = chart.height + 8 + LEGEND * (len(rows) - 1)
+        words = f'<text x="32" y="9">{escape(name)}</text>'
+        rows[-1] += f'<g transform="translate({x:g} {y})">{sample}{words}</g>'
+        x += width
+    return rows

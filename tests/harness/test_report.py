@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import aiohttp
 import pytest
 
-from harness import export, leaderboard, report, score
+from harness import curves, export, leaderboard, report, score, svg
 from harness import format as fmt
 from harness import verify as ladder
 from harness.board_file import amend
@@ -232,7 +232,7 @@ WIDTHS = (320, 375, 768, 1280, 1920)
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 # Texts of a picture that lie outside of it, or over one another.
 CUT_OR_COVERED = """
-[...document.querySelectorAll('figure > svg')].flatMap(picture => {
+[...document.querySelectorAll('figure > svg, svg:root')].flatMap(picture => {
   const whole = picture.getBoundingClientRect();
   const found = [...picture.querySelectorAll('text')].map(
     text => [text.textContent, text.getBoundingClientRect()]);
@@ -267,6 +267,10 @@ def test_browser_shows_reports_whole_at_every_width_and_asks_for_nothing(root, b
         path.write_text(report.html(account_of(folder.run_id, root)), encoding="utf-8")
         pages[f"file://{path}"] = folder.run_id
 
+    picture = tmp_path / "loss.svg"
+    marked = export.gather(others[1].run_id, root).state
+    picture.write_text(svg.document(curves.loss_chart(marked)), encoding="utf-8")
+
     async def look():
         wrong = []
         async with aiohttp.ClientSession() as session:
@@ -279,6 +283,9 @@ def test_browser_shows_reports_whole_at_every_width_and_asks_for_nothing(root, b
                     beyond = await browser.value(OVERFLOW)
                     texts = await browser.value(CUT_OR_COVERED)
                     wrong += [(run_id, width, beyond, texts)] if beyond or texts else []
+            await browser.show(picture.as_uri(), width=900)
+            texts = await browser.value(CUT_OR_COVERED)
+            wrong += [(picture.name, texts)] if texts else []
             await browser.show(next(iter(pages)), width=1280)
             shown = await browser.value("document.body.innerText")
             await browser.value("document.querySelector('summary').click()")
@@ -292,4 +299,4 @@ def test_browser_shows_reports_whole_at_every_width_and_asks_for_nothing(root, b
     assert "optim.lr_dense" not in shown
     assert "optim.lr_dense" in opened
     assert browser.complaints() == []
-    assert {url for url in browser.requested() if url != "data:,"} == set(pages)
+    assert {url for url in browser.requested() if url != "data:,"} == {*pages, picture.as_uri()}
