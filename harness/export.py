@@ -40,7 +40,7 @@ class Place:
 class Account:
     """All that an export tells of a run, as of `now` (unix seconds).
 
-    `power` has the watts of all GPUs together by seconds since training began. `evidence` and
+    `began` is when training began, 0 before that. `evidence` and
     `cohort` are None for a run whose plan cannot be read; `place` is None for one that is on no
     board, and `board_problem` says when that could not be found out.
     """
@@ -50,7 +50,7 @@ class Account:
     status: RunStatus
     is_alive: bool
     now: float
-    power: tuple[tuple[float, float], ...] = ()
+    began: float = 0.0
     evidence: Evidence | None = None
     cohort: Cohort | None = None
     train_s: float | None = None
@@ -67,8 +67,7 @@ def gather(name: str, root: DataRoot, *, repo_board: Path = REPO_BOARD) -> Accou
     folder = replay.find(root, name)
     is_alive = runs.is_alive(folder)
     state, span = score.read(folder)
-    if state.plan is None and not state.events:
-        raise RunError(f"{folder.root} holds neither a plan nor events", "Run: n runs")
+    _refuse_nothing(folder, state)
     now = time.time()
     known: dict[str, Any] = {}
     if state.plan is not None:
@@ -86,11 +85,23 @@ def gather(name: str, root: DataRoot, *, repo_board: Path = REPO_BOARD) -> Accou
         status=runs.status(state, is_alive, now),
         is_alive=is_alive,
         now=now,
-        power=tuple(_power(folder, span.began)),
+        began=span.began,
         place=place,
         board_problem=problem,
         **known,
     )
+
+
+def read_state(folder: RunFolder) -> RunState:
+    """The state alone, for exports that tell no more; RunError as in `gather`."""
+    state = runs.load(folder)
+    _refuse_nothing(folder, state)
+    return state
+
+
+def power(account: Account) -> tuple[tuple[float, float], ...]:
+    """(seconds since training began, W of all GPUs), a sample each in which all of them told it."""
+    return tuple(_power(account.folder, account.began))
 
 
 def to_json(account: Account) -> str:
@@ -116,7 +127,7 @@ def to_json(account: Account) -> str:
     return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def destination(file: str, account: Account, suffix: str, *, force: bool) -> Path | None:
+def destination(file: str, folder: RunFolder, suffix: str, *, force: bool) -> Path | None:
     """Where an export goes: None is stdout, a folder gets a file that is named after the run.
 
     UsageError for a file that exists already, unless forced; for what is no file and for the
@@ -126,9 +137,9 @@ def destination(file: str, account: Account, suffix: str, *, force: bool) -> Pat
         return None
     path = Path(file).expanduser().absolute()
     if path.is_dir():
-        path = path / f"{account.folder.run_id}.{suffix}"
+        path = path / f"{folder.run_id}.{suffix}"
     path = path.resolve()
-    if path.is_relative_to(account.folder.root.resolve()):
+    if path.is_relative_to(folder.root.resolve()):
         raise UsageError(
             f"{path} is in the run folder, where nobody but the run writes", "Name another file."
         )
@@ -149,6 +160,11 @@ def write(path: Path, text: str) -> None:
         raise MachineError(
             f"cannot write {path}: {error.strerror}", "Free space or fix the permissions there."
         ) from None
+
+
+def _refuse_nothing(folder: RunFolder, state: RunState) -> None:
+    if state.plan is None and not state.events:
+        raise RunError(f"{folder.root} holds neither a plan nor events", "Run: n runs")
 
 
 def _find_place(run_id: str, paths: Iterable[Path]) -> tuple[Place | None, str]:
@@ -178,7 +194,6 @@ def _place(board: Board, entry: Entry) -> Place:
 
 
 def _power(folder: RunFolder, began: float) -> Iterator[tuple[float, float]]:
-    """(seconds since `began`, W of all GPUs), a sample each in which all of them told it."""
     if not began:
         return
     tick: dict[int, float | None] = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from harness import curves, page, rules, tables
+from harness import curves, export, page, rules, tables
 from harness import format as fmt
 from harness.export import Account
 from harness.run_state import RunState, RunStatus
@@ -162,7 +162,7 @@ def _curves(account: Account) -> str:
     state = account.state
     if not state.losses.length and not state.val_events:
         return page.section("Curves", page.paragraph("No step was logged.", "dim"))
-    charts = curves.speed_charts(state, account.power)
+    charts = curves.speed_charts(state, export.power(account))
     return page.section(
         "Curves",
         page.figure(curves.loss_chart(state)),

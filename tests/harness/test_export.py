@@ -130,7 +130,7 @@ def test_power_is_that_of_all_gpus_when_all_of_them_told_it(root):
     race.gpus(gpu(0, 0.0, power=None), *(gpu(index, 0.0) for index in range(1, 8)))
     race.time += 1
     race.gpus(*(gpu(index, 0.0, power=200.0) for index in range(8)))
-    assert gather(race.folder.run_id, root).power == ((0.0, 800.0), (2.0, 1600.0))
+    assert export.power(gather(race.folder.run_id, root)) == ((0.0, 800.0), (2.0, 1600.0))
 
 
 # ---------------------------------------------------------------------------------------- JSON
@@ -166,13 +166,13 @@ def test_existing_file_is_replaced_only_when_forced(account, tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("mine")
     with pytest.raises(UsageError, match=r"a\.csv exists.*--force"):
-        export.destination(str(path), account, "csv", force=False)
-    assert export.destination(str(path), account, "csv", force=True) == path
+        export.destination(str(path), account.folder, "csv", force=False)
+    assert export.destination(str(path), account.folder, "csv", force=True) == path
     assert path.read_text() == "mine"
 
 
 def test_folder_gets_a_file_named_after_the_run(account, tmp_path):
-    found = export.destination(str(tmp_path), account, "svg", force=False)
+    found = export.destination(str(tmp_path), account.folder, "svg", force=False)
     assert found == tmp_path / f"{account.folder.run_id}.svg"
 
 
@@ -180,7 +180,7 @@ def test_link_is_followed_so_that_it_stays_one(account, tmp_path):
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("old")
     link.symlink_to(target)
-    path = export.destination(str(link), account, "csv", force=True)
+    path = export.destination(str(link), account.folder, "csv", force=True)
     export.write(path, "new")
     assert link.is_symlink()
     assert target.read_text() == "new"
@@ -200,7 +200,7 @@ def test_link_is_followed_so_that_it_stays_one(account, tmp_path):
 def test_place_that_is_no_place_is_refused_even_when_forced(account, tmp_path, file, problem):
     file = file.format(tmp=tmp_path, run=account.folder.root)
     with pytest.raises(UsageError, match=problem):
-        export.destination(file, account, "csv", force=True)
+        export.destination(file, account.folder, "csv", force=True)
 
 
 def test_disk_that_refuses_is_said_and_leaves_nothing(tmp_path):
