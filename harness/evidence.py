@@ -6,7 +6,7 @@ Nothing is measured here and no clock is read; what the files do not tell is Non
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, quantiles
+from statistics import quantiles
 
 from harness import rules
 from harness.entry import (
@@ -240,7 +240,7 @@ def _telemetry(samples: Sequence[tuple[float, GpuEvent]]) -> Telemetry | None:
         clock_sm_p50_mhz=round(_quantile(clocks, 50)) if clocks else None,
         temperature_max_c=max(heat, default=None),
         throttle_union=union if reasons else None,
-        power_mean_w=fmean(power) if power else None,
+        power_mean_w=sum(power) / len(power) if power else None,
     )
 
 

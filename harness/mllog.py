@@ -79,7 +79,7 @@ def text(account: Account, root: DataRoot) -> str:
     if plan is None:
         raise RunError(f"{account.folder.plan} cannot be read", "A log needs the plan of its run.")
     log, told = _Log(), sorted(_read(account.folder), key=_when)
-    _say_plan(log, account, plan, root)
+    _say_plan(log, account, plan, root, at=_created(plan, told))
     _say_run(log, account, plan, told)
     return "".join(f"{line}\n" for line in log.lines)
 
@@ -103,11 +103,18 @@ def _when(told: Told) -> tuple[int, float]:
     return told.record.attempt, told.record.time
 
 
-def _say_plan(log: _Log, account: Account, plan: Plan, root: DataRoot) -> None:
+def _created(plan: Plan, told: Sequence[Told]) -> float:
+    """When the plan was made; a plan that does not say it was there before the first event."""
+    try:
+        return datetime.fromisoformat(plan.created).timestamp()
+    except ValueError:
+        return told[0].record.time if told else 0.0
+
+
+def _say_plan(log: _Log, account: Account, plan: Plan, root: DataRoot, *, at: float) -> None:
     """What was decided before the run, each at its line of plan.json."""
     path = account.folder.plan
     places = line_numbers(path.read_text(encoding="utf-8"))
-    at = datetime.fromisoformat(plan.created).timestamp()
     for key, value, name in _settings(account, plan):
         source = Source(path.name, places.get(name, 1))
         log.add("POINT_IN_TIME", key, value, at=at, source=source)
@@ -244,7 +251,8 @@ def _say_validation(
 ) -> None:
     """The end of a block and its validation; a new block when training goes on."""
     ended, source = told.record.time, told.source
-    began = ended - event.seconds
+    # What took longer than time itself was damaged.
+    began = ended - event.seconds if 0 <= event.seconds <= ended else ended
     marks: tuple[tuple[EventType, str, float], ...] = (
         ("INTERVAL_END", "block_stop", began),
         ("INTERVAL_START", "eval_start", began),

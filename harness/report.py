@@ -229,8 +229,9 @@ def _clocks(account: Account) -> str:
     notes = [f"The clock is {clock.name}. It leaves out: {', '.join(clock.excluded)}."]
     if state.core is not None:
         notes.append(f"CORE took {fmt.exact_seconds(state.core.seconds)} behind both clocks.")
-    if account.reached and account.train_s is not None and account.train_s != train_s:
-        notes.append(f"The passing validation stopped the score at {_ms(account.train_s)} s.")
+    stopped = None if account.train_s is None else _ms(account.train_s)
+    if account.reached and stopped is not None and stopped != _ms(train_s):
+        notes.append(f"The passing validation stopped the score at {stopped} s.")
     return page.section(
         "Clocks",
         page.table(
@@ -254,7 +255,7 @@ def _routers(state: RunState) -> str:
         (layer, *(fmt.fixed(x, decimals=3) for x in (cv, entropy)), f"{active}{of}")
         + tuple(fmt.fixed(x, decimals=3) for x in (max_load, bias))
         for layer, cv, entropy, active, max_load, bias in zip(
-            *columns, router.max_load, router.bias_range, strict=True
+            *columns, router.max_load, router.bias_range, strict=False
         )
     ]
     return page.section(

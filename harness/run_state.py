@@ -5,6 +5,7 @@ one file come in its order; how the files of a run interleave does not change th
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -311,7 +312,7 @@ def _tokens_at(state: RunState, step: int) -> int:
         return state.tokens
     if state.plan is None:
         return round(state.tokens * step / state.step) if state.step else 0
-    return step * state.plan.train.batch_size * state.plan.train.seq_len
+    return min(step * state.plan.train.batch_size * state.plan.train.seq_len, sys.maxsize)
 
 
 def _fold_core_task(state: RunState, event: ev.CoreTaskEvent, _: int) -> dict[str, Any]:
