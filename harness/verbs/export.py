@@ -1,6 +1,7 @@
 """The verb of files for others: export."""
 
 from functools import cache
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -81,9 +82,16 @@ def export(
         return
     texts = {kind: write[kind]() for kind in named}
     for kind, path in places.items():
-        if path is None:
-            answer(texts[kind].removesuffix("\n"))
-        else:
-            is_replaced = path.exists()
-            exports.write(path, texts[kind])
-            say(f"{'replaced' if is_replaced else 'written to'} {path}")
+        _deliver(texts[kind], path)
+
+
+def _deliver(text: str, path: Path | None) -> None:
+    """Write an export where it goes, and say so; None is stdout."""
+    from harness import export as exports
+
+    if path is None:
+        answer(text.removesuffix("\n"))
+        return
+    is_replaced = path.exists()
+    exports.write(path, text)
+    say(f"{'replaced' if is_replaced else 'written to'} {path}")

@@ -135,20 +135,25 @@ def test_clocks_add_up_to_the_wall_clock(root):
 
 
 def test_energy_is_told_only_where_it_was_measured(root):
-    assert "Not measured" in page_of(write_run(root).run_id, root).sections["Energy"]
+    without = page_of(write_run(root).run_id, root)
+    assert "Not measured" in without.sections["Energy"]
+    assert "power of all GPUs" not in without.sections["Curves"]
     race = races.Race(root, races.RUN_ID)
     race.begin()
-    race.gpus(*(ev.GpuEvent(index=i, energy_j=0.0) for i in range(8)))
+    race.gpus(*(ev.GpuEvent(index=i, energy_j=0.0, power_w=900.0) for i in range(8)))
     race.train(*race.steps(20), seconds=1.0)
     race.gpus(
-        *(ev.GpuEvent(index=i, energy_j=45_000.0) for i in range(8)),
+        *(ev.GpuEvent(index=i, energy_j=45_000.0, power_w=950.0) for i in range(8)),
         ev.EnergyEvent(step=20, tokens=10 * races.BATCH, joules=52_428.8),
     )
     race.train(
         ev.ValEvent(step=20, loss=3.2, bpb=1.0, tokens=10_485_760, train_s=10.4, seconds=1.0),
         races._outcome("done", 20, train_s=10.4),
     )
-    text = page_of(race.folder.run_id, root).sections["Energy"]
+    page = page_of(race.folder.run_id, root)
+    text = page.sections["Energy"]
+    assert "mean power of a GPU\n925 W" in text
+    assert "power of all GPUs, W" in page.sections["Curves"]
     joules = 8 * 45_000.0
     assert f"joules to the target\n{fmt.count(joules)} J (0.100 kWh)" in text
     assert f"to the target\n{fmt.fixed(joules / (20 * races.BATCH) * 1e3, decimals=2)} mJ" in text
