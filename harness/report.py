@@ -21,6 +21,7 @@ _ENDINGS: dict[RunStatus, tuple[str, str]] = {
     "diverged": ("diverged", "bad"),
     "interrupted": ("interrupted", "warn"),
     "stalled": ("stalled: its trainer says nothing", "bad"),
+    "idle": ("not started", "warn"),
 }
 _SECTIONS = (
     *("model", "attention", "experts", "data", "optim", "schedule", "train", "log"),

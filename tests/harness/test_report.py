@@ -21,6 +21,14 @@ from tests.tui import boards, races
 from tests.tui import recordings as rec
 from tests.tui.screen import held
 
+
+def planned(root):
+    """A run of which there is nothing but its plan."""
+    recording = rec.Recording(root)
+    recording.plan()
+    return recording.folder
+
+
 SECTIONS = ("Result", "Curves", "CORE", "Clocks", "Energy", "Environment and plan", "Verification")
 STATES = {
     "done": (lambda root: races.done(root).folder, "target reached"),
@@ -31,6 +39,7 @@ STATES = {
     "training": (lambda root: rec.training(root).folder, "stalled"),
     "scoring": (lambda root: rec.scoring_core(root).folder, "core-eval, still running"),
     "gpus": (rec.with_gpus, "interrupted"),
+    "planned": (planned, "not started"),
 }
 ALIVE = ("training", "scoring")
 
