@@ -19,6 +19,7 @@ from harness.verbs import board, machine, run, watch
 from harness.verbs.bench import bench
 from harness.verbs.compare import compare
 from harness.verbs.eval import evals
+from harness.verbs.export import export
 from harness.verbs.prep import PASSED_THROUGH, prep
 
 BUG_EXIT = 1
@@ -50,6 +51,7 @@ app.command("runs")(run.list_runs)
 app.command()(board.leaderboard)
 app.command()(board.verify)
 app.command()(compare)
+app.command()(export)
 app.command()(machine.doctor)
 app.command("bench", context_settings=PASSED_THROUGH)(bench)
 app.add_typer(prep, name="prep")

@@ -6,9 +6,10 @@ Nothing is measured here and no clock is read; what the files do not tell is Non
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, quantiles
+from statistics import quantiles
 
 from harness import rules
+from harness.describe import describe
 from harness.entry import (
     Artifacts,
     Code,
@@ -53,10 +54,14 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """Unix times between which the clock of the score stood open."""
+    """Unix times between which the clock of the score stood open; `finished` ends what came after.
+
+    The clock closes at the validation that ends the race; CORE is scored behind it.
+    """
 
     began: float
     ended: float
+    finished: float
 
 
 def gather(
@@ -83,7 +88,7 @@ def gather(
             package_versions=plan.versions,
         ),
         data=_data(plan, train, val),
-        env=_env(plan, samples),
+        env=_env(plan, state, samples),
         telemetry=_telemetry(samples),
         timing=_timing(),
         artifacts=artifacts(folder),
@@ -172,7 +177,7 @@ def source(plan: Plan, train: Manifest | None) -> str | None:
     return f"{train.source}@{train.revision}" if train else None
 
 
-def _env(plan: Plan, samples: Sequence[tuple[float, GpuEvent]]) -> Env:
+def _env(plan: Plan, state: RunState, samples: Sequence[tuple[float, GpuEvent]]) -> Env:
     hardware, is_gpu = plan.hardware, plan.device == "cuda"
     limits = {event.power_limit_w for _, event in samples}
     return Env(
@@ -188,14 +193,14 @@ def _env(plan: Plan, samples: Sequence[tuple[float, GpuEvent]]) -> Env:
         python=plan.versions.get("python"),
         torch_version=plan.versions.get("torch"),
         triton_version=plan.versions.get("triton"),
-        cuda=None,
-        cudnn=None,
-        nccl=None,
-        vbios=None,
-        ecc=None,
-        mig=None,
-        topology=None,
-        container_digest=None,
+        cuda=plan.versions.get("cuda"),
+        cudnn=plan.versions.get("cudnn"),
+        nccl=plan.versions.get("nccl"),
+        vbios=hardware.vbios,
+        ecc=hardware.is_ecc,
+        mig=hardware.is_mig,
+        topology=describe(state.topology) if state.topology else None,
+        container_digest=None,  # nothing inside a container tells it
     )
 
 
@@ -236,7 +241,7 @@ def _telemetry(samples: Sequence[tuple[float, GpuEvent]]) -> Telemetry | None:
         clock_sm_p50_mhz=round(_quantile(clocks, 50)) if clocks else None,
         temperature_max_c=max(heat, default=None),
         throttle_union=union if reasons else None,
-        power_mean_w=fmean(power) if power else None,
+        power_mean_w=sum(power) / len(power) if power else None,
     )
 
 

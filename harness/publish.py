@@ -27,7 +27,13 @@ LISTS = ("val_events", "prep", "core_tasks", "interim_tasks", "gpus", "alerts")
 
 
 def state_json(state: RunState, *, status: RunStatus, is_alive: bool, now: float) -> str:
-    """What is known about a run as strict JSON; curves thinned to MAX_POINTS, NaN as null.
+    """What is known about a run as strict JSON; curves thinned to MAX_POINTS, NaN as null."""
+    shown = facts(state, status=status, is_alive=is_alive, now=now)
+    return json.dumps(shown | {"losses": plain(_columns(state.losses))}, allow_nan=False)
+
+
+def facts(state: RunState, *, status: RunStatus, is_alive: bool, now: float) -> dict[str, Any]:
+    """What is known about a run but its curves, as values of strict JSON.
 
     Times are unix seconds; fields have the names and units of the events they come from.
     """
@@ -39,10 +45,9 @@ def state_json(state: RunState, *, status: RunStatus, is_alive: bool, now: float
         **{name: getattr(state, name) for name in (*SCALARS, *NEWEST, *LISTS)},
         "marks": [mark._asdict() for mark in state.marks],
         "lines": state.lines[-MAX_LINES:],
-        "losses": _columns(state.losses),
         "plan": state.plan,
     }
-    return json.dumps(_plain(shown), allow_nan=False)
+    return plain(shown)
 
 
 def _columns(series: Series) -> dict[str, list[float]]:
@@ -59,13 +64,14 @@ def _columns(series: Series) -> dict[str, list[float]]:
     return {name: [column[at] for at in kept] for name, column in columns.items()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value with dataclasses as objects and None for numbers that JSON cannot hold."""
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+        return plain(asdict(value))
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}  # pyright: ignore
+        return {str(key): plain(item) for key, item in value.items()}  # pyright: ignore
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]  # pyright: ignore
+        return [plain(item) for item in value]  # pyright: ignore
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -5,6 +5,7 @@ one file come in its order; how the files of a run interleave does not change th
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -36,8 +37,8 @@ class Mark(NamedTuple):
     kind: Literal["resume", "checkpoint", "throttle"]
 
 
-# Fields of step events that are kept as curves beside the loss.
-CURVES = ("tok_s", "ms", "grad_norm", "lr")
+# Fields of step events that are kept as curves beside the loss; NaN is not known.
+CURVES = ("tok_s", "ms", "grad_norm", "lr", "mfu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +235,7 @@ def _fold_step(state: RunState, event: ev.StepEvent, attempt: int) -> dict[str, 
     changes["curves"] = {
         name: state.curves.get(name, Series())
         .until(event.step - 1)
-        .append(point._replace(value=getattr(event, name)))
+        .append(point._replace(value=math.nan if (x := getattr(event, name)) is None else x))
         for name in CURVES
     }
     for name in ("step", "tokens", "loss", "lr", "grad_norm", "ms", "tok_s", "mfu"):
@@ -266,7 +267,7 @@ def _tokens_at(state: RunState, step: int) -> int:
         return state.tokens
     if state.plan is None:
         return round(state.tokens * step / state.step) if state.step else 0
-    return step * state.plan.train.batch_size * state.plan.train.seq_len
+    return min(step * state.plan.train.batch_size * state.plan.train.seq_len, sys.maxsize)
 
 
 def _fold_core_task(state: RunState, event: ev.CoreTaskEvent, _: int) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from nmoe.paths import DataRoot, RunFolder
 
 CUSTOM = "custom"
 
+# Outcomes of runs that trained up to a passing validation.
+RACE_ENDED = ("done", "core-failed")
 # CORE is the mean of at most some tens of centered accuracies; a mean taken in another order
 # differs by rounding only.
 _CORE_TOLERANCE = 1e-6
@@ -117,7 +119,7 @@ def compute(
     state, span = history or read(folder)
     dataset = root.dataset(plan.data.data_path)
     train, val = _manifest(dataset / "train"), _manifest(dataset / "val")
-    result = _result(plan, state, train=train, val=val, finished=span.ended)
+    result = _result(plan, state, train=train, val=val, finished=span.finished)
     doubts = [] if state.outcome is None else list(_contradictions(plan, state, state.outcome))
     if (train is None and plan.flow is None) or val is None:
         doubts.append(f"the data of the run cannot be identified: no whole dataset in {dataset}")
@@ -226,7 +228,7 @@ def _core_values(state: runs.RunState) -> dict[str, Any]:
 
 
 def _has_reached(plan: Plan, val: ValEvent | None, outcome: OutcomeEvent | None) -> bool:
-    if outcome is None or val is None or outcome.status not in ("done", "core-failed"):
+    if outcome is None or val is None or outcome.status not in RACE_ENDED:
         return False
     return val.loss <= plan.target.target_loss
 
@@ -315,13 +317,21 @@ def _machine(plan: Plan) -> str:
 
 def read(folder: RunFolder) -> tuple[runs.RunState, Span]:
     """The state of a run, and its clock's span: from its training to its outcome or last word."""
-    reader, outcomes, began = runs.RunReader(folder), list[Record](), 0.0
+    reader, began = runs.RunReader(folder), 0.0
+    finished = validated = None
     while records := reader.read():
-        outcomes += [record for record in records if isinstance(record.event, OutcomeEvent)]
-        began = began or next((r.time for r in records if _is_training(r)), 0.0)
+        for record in records:
+            if isinstance(record.event, OutcomeEvent):
+                finished = record.time
+            elif isinstance(record.event, ValEvent):
+                validated = record.time
+            elif not began and _is_training(record):
+                began = record.time
     state = reader.state
-    ended = outcomes[-1].time if state.outcome else state.updated
-    return state, Span(began=began, ended=ended)
+    if state.outcome is None or finished is None:
+        return state, Span(began=began, ended=state.updated, finished=state.updated)
+    is_raced = state.outcome.status in RACE_ENDED
+    return state, Span(began=began, ended=(is_raced and validated) or finished, finished=finished)
 
 
 def _is_training(record: Record) -> bool:

@@ -257,6 +257,8 @@ class Plan(Config):
 
     def __post_init__(self) -> None:
         check(self)
+        if self.world < 1:
+            raise ConfigError(f"world: got {self.world}, expected 1 rank or more")
         per_pass = self.world * self.train.micro_batch
         if self.train.batch_size % per_pass:
             raise ConfigError(

@@ -19,6 +19,7 @@ from harness import best, runs
 from harness.benchmarks import RESULTS
 from harness.best import Best
 from harness.leaderboard import REPO_BOARD
+from harness.sheet import save
 from nmoe.paths import DataRoot, RunFolder
 from tui.catalog import OF_RUN, SCREENS, Catalog
 from tui.feed import Failure, Feed, FeedFailed, RunChanged, RunView, Success, attempt
@@ -27,7 +28,7 @@ from tui.screens.ask import Ask, Choice
 from tui.screens.help import HelpScreen, declared
 from tui.screens.named import NamedScreen, WatchScreen
 from tui.screens.setup import Request, SetupScreen
-from tui.screens.sheet import FORMATS, fits_clipboard, save
+from tui.screens.sheet import FORMATS, fits_clipboard
 
 if TYPE_CHECKING:  # read with its screen
     from tui.screens.runs import Attach, Marked

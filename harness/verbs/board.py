@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from harness.errors import BoardError, RunError
+from harness.errors import BoardError, RunError, UsageError
 from harness.options import Json
 from harness.terminal import answer, say
 
@@ -14,13 +14,19 @@ from harness.terminal import answer, say
 def leaderboard(
     *,
     as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="A row an entry.")] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Tables to paste into a page.")
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check that no entry was changed after the fact.")
     ] = False,
 ) -> None:
     """Show the scoreboards of repository and data root."""
+    if as_json + as_csv + as_markdown > 1:
+        raise UsageError("a board is shown in one format", "Name one of --json, --csv, --markdown")
     from harness import leaderboard as board_file
-    from harness import tables
+    from harness import standings, tables
     from nmoe.paths import data_root
 
     root = data_root()
@@ -44,6 +50,10 @@ def leaderboard(
             for board in boards
         ]
         answer(json.dumps(shown))
+    elif as_csv:
+        answer(standings.sheet(boards).csv().removesuffix("\n"))
+    elif as_markdown:
+        answer(*standings.markdown_lines(boards))
     else:
         answer(*tables.board_lines(boards))
     if verify:

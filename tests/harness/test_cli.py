@@ -90,6 +90,8 @@ def newest_run(root: Path) -> str:
         (["attach", "last"], 5, "no runs in"),
         (["stop", "nothing"], 5, "no run 'nothing'"),
         (["resume", "nothing"], 5, "no run 'nothing'"),
+        (["export", "nothing"], 5, "no run 'nothing'"),
+        (["export", "/nowhere"], 5, "no folder /nowhere"),
         ([], 2, "the screen needs a terminal"),
     ],
 )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from harness import hardware, leaderboard
+from harness import hardware, leaderboard, standings
 from harness.errors import RunError
 from tests.tui import recordings as rec
 from tests.tui.boards import write_board
@@ -154,6 +154,20 @@ def test_board_shows_both_boards_and_marks_published(root):
         assert "72.6 s" in text
         assert "0.3020" in text
     assert "pocket-20260101-000001-abcd" in seen[1]
+
+
+def test_board_is_exported_as_the_command_does(root):
+    write_board(root)
+
+    async def steps(app, pilot):
+        await pilot.press("6")
+        await until(pilot, lambda: "this machine" in screen_text(app), "the boards")
+        await pilot.press("e", "enter")
+        await until(pilot, lambda: list(root.exports.glob("board-*.csv")), "the file")
+
+    drive(root, steps, size=(160, 48), request=NO_GPU)
+    (path,) = root.exports.iterdir()
+    assert path.read_text() == standings.sheet([leaderboard.load(root.board)]).csv()
 
 
 def test_board_that_does_not_parse_is_reported_beside_the_other(root):

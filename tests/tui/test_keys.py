@@ -3,6 +3,7 @@
 import pytest
 from textual.binding import Binding
 
+from harness.sheet import save
 from tests.conftest import REPO_ROOT
 from tests.tui import races
 from tests.tui import recordings as rec
@@ -10,7 +11,7 @@ from tests.tui.screen import drive, held, screen_text, see, until
 from tui.app import NmoeApp
 from tui.catalog import SCREENS
 from tui.screens.named import NamedScreen, WatchScreen
-from tui.screens.sheet import MAX_CLIPBOARD_BYTES, Sheet, fits_clipboard, save
+from tui.screens.sheet import MAX_CLIPBOARD_BYTES, fits_clipboard
 from tui.widgets.keybar import Key, draw_keys, key_at
 from tui.widgets.rows import plain, row_width
 
@@ -185,13 +186,6 @@ def test_export_never_overwrites_and_tells_what_it_cannot_do(root, tmp_path):
     folder = races.healthy(root, stop=50).folder
     text = see(root, folder, "3", "e", "enter", until_text="File exists", size=(140, 40))
     assert "written" not in text
-
-
-def test_sheet_is_strict_json_and_csv_without_none():
-    sheet = Sheet(name="x", columns=("a", "b"), rows=[(None, float("nan")), ('q"', True)])
-
-    assert sheet.csv() == 'a,b\n,nan\n"q""",True\n'
-    assert '"a": null,\n  "b": null' in sheet.json()
 
 
 def test_resume_asks_and_readonly_never_does(root, monkeypatch):

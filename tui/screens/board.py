@@ -8,8 +8,9 @@ from textual.containers import VerticalScroll
 from textual.message import Message
 
 from harness import format as fmt
-from harness import leaderboard
+from harness import leaderboard, standings
 from harness.leaderboard import PUBLISHED_MARK, Board, Published, Standing
+from harness.sheet import Sheet
 from nmoe.paths import DataRoot
 from tui.feed import Failure, Success, attempt
 from tui.screens.named import NamedScreen
@@ -94,6 +95,12 @@ class BoardScreen(NamedScreen):
 
     def on_boards_read(self, message: BoardsRead) -> None:
         self._boards.show(message.boards)
+
+    def sheet(self) -> Sheet | None:
+        outcomes = [outcome for _, outcome in self._boards.value]
+        boards = [each.value for each in outcomes if isinstance(each, Success)]
+        found = standings.sheet(boards)
+        return found if found.rows else None
 
 
 def draw_board(title: str, outcome: Outcome, width: int) -> list[Row]:

@@ -7,7 +7,6 @@ from harness.series import Series
 from tui.feed import RunView
 from tui.screens import summary
 from tui.screens.curves import CurveOf
-from tui.screens.sheet import Sheet
 from tui.widgets.curve import Curve
 from tui.widgets.figure import Chart, EventMark, Overlay
 
@@ -93,23 +92,3 @@ class RunCharts:
 
 def _series(state: RunState, metric: Metric) -> Series:
     return state.losses if metric is LOSS else state.curves.get(metric.field, Series())
-
-
-def sheet(state: RunState) -> Sheet:
-    """Every step event: its place on all axes, its loss and what else it told."""
-    losses = state.losses
-    curves = [losses, *(_series(state, metric) for metric in METRICS[1:])]
-    return Sheet(
-        name="curves",
-        columns=("step", "tokens", "train_s", "wall_s", *(metric.field for metric in METRICS)),
-        rows=list(
-            zip(
-                losses.steps,
-                losses.tokens,
-                losses.train_s,
-                losses.wall_s,
-                *(curve.values for curve in curves),
-                strict=True,
-            )
-        ),
-    )

@@ -10,12 +10,12 @@ from textual.message import Message
 
 from harness import format as fmt
 from harness.loads import Floats, read_history, read_loads
+from harness.sheet import Sheet, Value
 from nmoe.paths import DataRoot
 from tui.feed import Failure, RunView, Success, attempt
 from tui.screens import balance
 from tui.screens.balance import Router
 from tui.screens.named import WatchScreen
-from tui.screens.sheet import Sheet, Value
 from tui.widgets.chart import LineChart
 from tui.widgets.curve import Curve
 from tui.widgets.figure import Chart

@@ -6,12 +6,12 @@ from dataclasses import asdict, fields
 from textual.app import ComposeResult
 from textual.containers import Container
 
+from harness.sheet import Sheet, Value
 from nmoe.events import GpuEvent
 from tui.feed import RunView
 from tui.screens import devices
 from tui.screens.charts import TOK_S, RunCharts
 from tui.screens.named import WatchScreen
-from tui.screens.sheet import Sheet, Value
 from tui.widgets.chart import LineChart
 from tui.widgets.figure import Chart
 from tui.widgets.gpus import GpuTable

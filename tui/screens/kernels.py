@@ -10,11 +10,11 @@ from textual.message import Message
 
 from harness import benchmarks
 from harness.benchmarks import Bench, Results
+from harness.sheet import Sheet
 from tui.feed import Failure, attempt
 from tui.screens import prices
 from tui.screens.filter import FilterLine
 from tui.screens.named import NamedScreen
-from tui.screens.sheet import Sheet
 from tui.widgets.grid import Grid, Table
 from tui.widgets.prose import Facts
 

@@ -7,8 +7,8 @@ from harness import format as fmt
 from harness.differences import differences
 from harness.run_state import RunState
 from harness.runs import Summary
+from harness.sheet import Sheet, Value
 from tui.screens.charts import LOSS, Metric, Other, RunCharts
-from tui.screens.sheet import Sheet, Value
 from tui.widgets.figure import DASHES, Chart, Overlay
 from tui.widgets.grid import Record, Table
 from tui.widgets.rows import Role, Row, clean

@@ -10,11 +10,11 @@ from textual.containers import Container
 from textual.message import Message
 
 from harness.logs import Level, Line, Log, LogReader, level
+from harness.sheet import Sheet
 from nmoe.paths import DataRoot
 from tui.feed import RunView, Success, attempt
 from tui.screens.filter import FilterLine
 from tui.screens.named import WatchScreen
-from tui.screens.sheet import Sheet
 from tui.widgets.pager import Pager, Pages, TextLine
 from tui.widgets.prose import Facts
 from tui.widgets.rows import Role, Row, clean

@@ -8,9 +8,9 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from harness.best import Best
+from harness.sheet import Sheet
 from tui.feed import RunView
 from tui.screens import summary
-from tui.screens.sheet import Sheet
 from tui.widgets.keybar import KeyBar
 from tui.widgets.prose import Paragraphs
 from tui.widgets.rows import Panel, plain

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from harness import format as fmt
 from harness.benchmarks import OURS, Bench, Metric, Results, Row
-from tui.screens.sheet import Sheet, Value
+from harness.sheet import Sheet, Value
 from tui.widgets import rows as wr
 from tui.widgets.grid import Record, Table
 from tui.widgets.meters import meter

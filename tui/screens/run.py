@@ -6,12 +6,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
 
+from harness import curves
+from harness.sheet import Sheet
 from tui.feed import RunView
-from tui.screens import charts, devices, summary
+from tui.screens import devices, summary
 from tui.screens.charts import LOSS, METRICS, Other, RunCharts
 from tui.screens.named import WatchScreen
 from tui.screens.report import report
-from tui.screens.sheet import Sheet
 from tui.widgets.chart import LineChart
 from tui.widgets.core import Core, CoreTable
 from tui.widgets.figure import Chart
@@ -128,4 +129,4 @@ class RunScreen(WatchScreen):
     def sheet(self) -> Sheet | None:
         if self._view is None or not self._view.state.losses.length:
             return None
-        return charts.sheet(self._view.state)
+        return curves.sheet(self._view.state)

@@ -13,6 +13,7 @@ from textual.message import Message
 from harness import query, runs
 from harness.errors import UsageError
 from harness.runs import RunReader, Summary
+from harness.sheet import Sheet
 from nmoe.paths import DataRoot, RunFolder
 from tui.feed import Failure, Success, attempt
 from tui.screens import listing
@@ -20,7 +21,6 @@ from tui.screens.charts import Other, RunCharts
 from tui.screens.filter import FilterLine
 from tui.screens.listing import Chosen
 from tui.screens.named import NamedScreen
-from tui.screens.sheet import Sheet
 from tui.widgets.chart import LineChart
 from tui.widgets.figure import Chart
 from tui.widgets.grid import Grid, Table

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from harness import format as fmt
 from harness.best import Best
 from harness.run_state import RunState
+from harness.sheet import Sheet, Value
 from harness.significance import proportions_p
 from nmoe.events import CoreEvent, CoreTaskEvent
 from tui.feed import RunView
-from tui.screens.sheet import Sheet, Value
 from tui.widgets.grid import Record, Table
 from tui.widgets.meters import meter
 from tui.widgets.rows import Role, Row, clean
