@@ -24,7 +24,15 @@ from harness.leaderboard import Board, Entry
 from harness.pins import BundleRecord, write_record
 from nmoe.config import Hardware, Plan, read_config
 from nmoe.event_log import EventLog
-from nmoe.events import CoreEvent, CoreTaskEvent, OutcomeEvent, PhaseEvent, StepEvent, ValEvent
+from nmoe.events import (
+    CoreEvent,
+    CoreTaskEvent,
+    OutcomeEvent,
+    PhaseEvent,
+    StepEvent,
+    TopologyEvent,
+    ValEvent,
+)
 from nmoe.paths import REPO_ROOT, DataRoot
 from tests.harness.finished_run import RUN_ID, events_of, make_plan, write_dataset, write_run
 
@@ -101,6 +109,26 @@ def test_finish_enters_the_run_when_it_reached_the_target_and_has_core(
     assert written["tok_s"] == written["tokens"] / 60.0
     assert written["attempts"] == 1
     assert written["digests"]["commit"] == "c" * 40
+
+
+def test_entry_names_firmware_libraries_and_what_joins_the_gpus(root: DataRoot) -> None:
+    hardware = Hardware(gpu="H200", num_gpus=2, vbios="96.00.B1", is_ecc=True, is_mig=False)
+    versions = {"torch": "2.13.0+cu130", "cuda": "13.0", "cudnn": "9.15.1", "nccl": "2.28.9"}
+    plan = replace(official_plan(), hardware=hardware, versions=versions, world=2)
+    folder = write_run(root, plan=plan)
+    log = EventLog(folder.gpus, attempt=0)
+    log.write(
+        TopologyEvent(
+            indices=(0, 1), nvlinks=(18, 18), paths=("self", "nvlink", "nvlink", "self"),
+            pcie_gens=(5, 5), pcie_widths=(16, 16), pcie_max_widths=(16, 16),
+        )
+    )  # fmt: skip
+    log.close()
+    env = leaderboard.make_entry(score.compute(folder, root)).env
+
+    assert (env.vbios, env.ecc, env.mig) == ("96.00.B1", True, False)
+    assert (env.cuda, env.cudnn, env.nccl) == ("13.0", "9.15.1", "2.28.9")
+    assert env.topology == "2 GPU(s), joined by nvlink, 18 NVLinks each"
 
 
 def test_finish_enters_a_run_once_when_it_is_scored_again(root: DataRoot) -> None:
