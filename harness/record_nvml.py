@@ -1,7 +1,7 @@
 """`python -m harness.record_nvml FILE`: what NVML answers here, as a machine for --fake-hardware.
 
-Detection and sampling run on the real library while every answer is written down, so that a test
-meets a real machine's answers, errors and counters where there is no GPU.
+Detection, the doctor and sampling run on the real library while every answer is written down, so
+that a test meets a real machine's answers, errors and counters where there is no GPU.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import hardware
+from harness.doctor import gpus
 from harness.errors import HarnessError, MachineError
 from harness.sampler import Sampler, number_of
 from harness.terminal import say
@@ -24,8 +25,11 @@ MEMBERS = {
     "nvmlDeviceGetUtilizationRates": ("gpu", "memory"),
     "nvmlDeviceGetMemoryInfo": ("total", "used", "free"),
 }
-# What a fake makes for itself; and an identity that is nobody's business.
-UNKEPT = ("nvmlInit", "nvmlShutdown", "nvmlDeviceGetCount", "nvmlDeviceGetUUID")
+# What a fake makes for itself; and what is nobody's business: identities, programs of others.
+UNKEPT = (
+    *("nvmlInit", "nvmlShutdown", "nvmlDeviceGetCount", "nvmlDeviceGetUUID"),
+    *("nvmlDeviceGetComputeRunningProcesses", "nvmlSystemGetProcessName"),
+)
 OBJECTS = ("nvmlGpmSampleAlloc", "nvmlGpmSampleFree", "nvmlGpmQueryDeviceSupport")
 
 
@@ -74,12 +78,21 @@ class Recorder:
             self._keep(self._sampled, "gpm", name, "", value)
         return answer
 
-    def scenario(self) -> dict[str, Any]:
-        """Everything that was answered, as FakeNvml reads it."""
-        gpus: dict[int, dict[str, Any]] = {index: {} for index, _ in self._handles}
-        system: dict[str, Any] = {}
+    def scenario(self, more: "Recorder | None" = None) -> dict[str, Any]:
+        """Everything that was answered, as FakeNvml reads it, and what only `more` was asked."""
+        tables = self._tables()
+        for gpu, table in more._tables().items() if more else ():
+            if gpu is not None:
+                _add(tables[gpu], table)
+        indices = sorted(index for index in tables if index is not None)
+        return {"system": tables[None], "gpus": [tables[index] for index in indices]}
+
+    def _tables(self) -> dict[int | None, dict[str, Any]]:
+        """The answers of every GPU, and under None of the system."""
+        tables: dict[int | None, dict[str, Any]] = {index: {} for index, _ in self._handles}
+        tables[None] = {}
         for (gpu, group, name, args), answers in self._answers.items():
-            own = system if gpu is None else gpus.setdefault(gpu, {})
+            own = tables.setdefault(gpu, {})
             table = own.setdefault(group, {}) if group else own
             is_steady = all(answer == answers[0] for answer in answers)
             value = answers[0] if is_steady else {"each": answers}
@@ -87,7 +100,7 @@ class Recorder:
                 table.setdefault(name, {"by": {}})["by"][args] = value
             else:
                 table[name] = value
-        return {"system": system, "gpus": [gpus[index] for index in sorted(gpus)]}
+        return tables
 
     def _recording(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -128,8 +141,8 @@ class Recorder:
 def record(
     nvml: Any, *, num_samples: int = NUM_SAMPLES, every_s: float = EVERY_S
 ) -> dict[str, Any]:
-    """What NVML answers while this machine is detected and its GPUs are sampled."""
-    recorder = Recorder(nvml)
+    """What NVML answers while this machine is detected, sampled and examined."""
+    recorder, examined = Recorder(nvml), Recorder(nvml)
     found = hardware.detect(recorder, environ={})
     sampler = Sampler([gpu.index for gpu in found.gpus], nvml=recorder)
     sampler.topology()
@@ -137,7 +150,18 @@ def record(
         time.sleep(every_s if number else 0.0)
         sampler.sample()
     sampler.close()
-    return recorder.scenario()
+    for _ in gpus.examine(found, examined):
+        pass
+    # What was sampled has its own course; the doctor's single look adds what it alone asks.
+    return recorder.scenario(examined)
+
+
+def _add(table: dict[str, Any], more: dict[str, Any]) -> None:
+    """Answers of functions, or to arguments, that the table does not have yet."""
+    for name, answer in more.items():
+        known = table.setdefault(name, answer)
+        if "by" in (known if isinstance(known, dict) else ()) and "by" in answer:
+            known["by"] = answer["by"] | known["by"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

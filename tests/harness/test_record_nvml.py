@@ -8,6 +8,7 @@ import pynvml
 import pytest
 
 from harness import record_nvml
+from harness.doctor import gpus
 from harness.fake_nvml import FakeNvml
 from harness.hardware import detect
 from harness.record_nvml import Recorder, record
@@ -63,6 +64,28 @@ def test_recorded_machine_says_what_the_machine_said(name, clock):
     expected = said_by(fake(scenario), samples=12)
     clock()
     assert said_by(fake(recorded), samples=12) == expected
+
+
+@pytest.mark.parametrize("name", ["b200x8_healthy", "h100x8_troubled"])
+def test_recorded_machine_is_examined_as_the_machine_was(name):
+    scenario = described(name)
+    for gpu in scenario["gpus"]:
+        gpu.pop("nvmlDeviceGetComputeRunningProcesses", None)  # of whom nothing is kept
+    recorded = record(fake(scenario), num_samples=3, every_s=0.0)
+    found = [
+        list(gpus.examine(detect(nvml, environ={}), nvml))
+        for nvml in (fake(scenario), fake(recorded))
+    ]
+
+    assert found[0] == found[1]
+    assert len(found[0]) > 8
+
+
+def test_programs_of_others_are_not_recorded():
+    kept = json.dumps(record(fake(described("h100x8_troubled")), num_samples=1, every_s=0.0))
+
+    assert "python3" not in kept
+    assert "4242" not in kept
 
 
 def test_uuids_are_not_recorded():
