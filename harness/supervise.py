@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from harness import bundle, dataset, exits, experiments, launch, leaderboard, ranks, runs
+from harness import bundle, dataset, exits, experiments, history, launch, leaderboard, ranks, runs
 from harness.attempt import Attempt, Patience, Stopped
 from harness.errors import HarnessError, MachineError, RunError
 from nmoe.config import ConfigError, Plan, read_plan
@@ -127,7 +127,7 @@ def _record_start(attempt: Attempt) -> None:
 
 
 def _index(write: Callable[[], str | None]) -> str | None:
-    """The index of runs can be made again: what is wrong with it does not stop a run."""
+    """What can be made again from the files: what is wrong with it does not stop a run."""
     try:
         return write()
     except (HarnessError, OSError) as error:
@@ -146,9 +146,13 @@ def _conclude(attempt: Attempt, ended: ExitEvent) -> ExitEvent:
             code = error.exit_code if isinstance(error, HarnessError) else 3
             ended = replace(ended, rc=code, hint=str(error))
     attempt.say(result)
-    note = _index(lambda: experiments.record_end(attempt.folder, result))
-    if note:
-        attempt.alert("experiments", note)
+    for code, write in (
+        ("gpu-metrics", lambda: history.write_gpus(attempt.folder)),
+        ("experiments", lambda: experiments.record_end(attempt.folder, result)),
+    ):
+        note = _index(write)
+        if note:
+            attempt.alert(code, note)
     is_written = attempt.say(ended) or attempt.say(ended)
     attempt.write_snapshot()
     if not is_written and ended.rc == 0:

@@ -151,6 +151,10 @@ class RunFolder:
         return self.root / "router.f16"
 
     @property
+    def gpu_metrics(self) -> Path:
+        return self.root / "gpu.parquet"
+
+    @property
     def note(self) -> Path:
         return self.root / "note.txt"
 
