@@ -6,8 +6,10 @@ one file come in its order; how the files of a run interleave does not change th
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -136,6 +138,43 @@ class RunState:
         if fold is not None:
             changes |= fold(state, event, record.attempt)
         return replace(state, **changes)
+
+    def apply_all(self, records: Iterable[ev.Record]) -> "RunState":
+        """The state after these records, as one by one; samples of GPUs between others at once."""
+        state = self
+        for kind, group in groupby(records, key=lambda record: type(record.event)):
+            if kind is ev.GpuEvent:
+                state = state._sampled(list(group))
+            else:
+                for record in group:
+                    state = state.apply(record)
+        return state
+
+    def _sampled(self, records: Sequence[ev.Record]) -> "RunState":
+        """As apply, of samples alone: of each GPU the newest counts."""
+        stream, seen = ev.GpuEvent.kind, self.seen.get(ev.GpuEvent.kind, -1)
+        if any(record.attempt > self.attempt for record in records):
+            return reduce(RunState.apply, records, self)
+        fresh = list[ev.Record]()
+        for record in records:
+            if record.seq > seen:
+                seen = record.seq
+                fresh.append(record)
+        if not fresh:
+            return self
+        gpus = {gpu.index: gpu for gpu in self.gpus}
+        gpus |= {
+            each.event.index: each.event for each in fresh if isinstance(each.event, ev.GpuEvent)
+        }
+        times = [record.time for record in fresh]
+        return replace(
+            self,
+            events=self.events + len(fresh),
+            started=self.started or next(filter(None, times), 0.0),
+            updated=max(self.updated, *times),
+            seen={**self.seen, stream: seen},
+            gpus=tuple(gpus[index] for index in sorted(gpus)),
+        )
 
     @property
     def joules_per_token(self) -> float | None:

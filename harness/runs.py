@@ -65,9 +65,7 @@ class RunReader:
         self._kept = [[record for key, record in keys if key > until] for keys in keyed]
         due = [[record for key, record in keys if key <= until] for keys in keyed]
         records = list(merge(due))
-        state = self.state
-        for record in records:
-            state = state.apply(record)
+        state = self.state.apply_all(records)
         bad_lines = sum(tail.bad_lines for tail in self._tails)
         if bad_lines != state.bad_lines:
             state = replace(state, bad_lines=bad_lines)
@@ -298,8 +296,7 @@ def _load_ends(folder: RunFolder, *paths: Path) -> tuple[RunState, str]:
     """The state that the ends of the files add up to, and why they cannot be read."""
     state = RunState.of(folder.run_id)
     try:
-        for record in merge([_last_records(path) for path in paths]):
-            state = state.apply(record)
+        state = state.apply_all(merge([_last_records(path) for path in paths]))
     except RunError as error:
         return state, str(error)
     return state, ""

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import MISSING, fields
+from functools import cache
 from typing import Any
 
 from nmoe.kinds import misfit, with_non_finite, without_non_finite
@@ -35,16 +36,22 @@ def values(event_type: type[Any], raw: dict[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     lost = set(raw.get("nf", ()))
-    for field in fields(event_type):
-        if field.name in raw:
-            value = with_non_finite(raw[field.name]) if field.name in lost else raw[field.name]
-            found[field.name] = tuple(value) if isinstance(value, list) else value
-        elif field.default is MISSING:
-            raise EventError(f"{event_type.kind} event without {field.name!r}")
+    for name, is_required in _fields_of(event_type):
+        if name in raw:
+            value = with_non_finite(raw[name]) if name in lost else raw[name]
+            found[name] = tuple(value) if isinstance(value, list) else value
+        elif is_required:
+            raise EventError(f"{event_type.kind} event without {name!r}")
     wrong = misfit(event_type, found)
     if wrong is not None:
         raise EventError(f"broken {event_type.kind} event: {wrong}")
     return found
+
+
+@cache
+def _fields_of(event_type: type[Any]) -> tuple[tuple[str, bool], ...]:
+    """The name of every field, and whether it must be there."""
+    return tuple((field.name, field.default is MISSING) for field in fields(event_type))
 
 
 def strict(event: Any) -> dict[str, Any]:

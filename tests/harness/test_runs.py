@@ -153,6 +153,34 @@ def test_fold_is_the_same_when_files_interleave_in_any_order(
     assert facts(one) == facts(other)
 
 
+SAMPLES = st.lists(
+    st.tuples(
+        st.integers(0, 12),  # sequence numbers come twice, too
+        st.integers(0, 2),
+        st.floats(0, 50),
+        st.builds(ev.GpuEvent, index=st.integers(0, 3), power_w=st.floats(1, 999)),
+    ),
+    max_size=12,
+)
+
+
+@given(histories(), SAMPLES, st.data())
+@settings(max_examples=60, deadline=None)
+def test_fold_of_all_is_that_of_one_by_one(
+    history: tuple[list[Record], list[Record]],
+    samples: list[tuple[int, int, float, ev.GpuEvent]],
+    data: st.DataObject,
+) -> None:
+    gpus = [
+        Record(seq=seq, time=T0 + time, attempt=attempt, event=event)
+        for seq, attempt, time, event in samples
+    ]
+    stream = interleave(data.draw, *history, gpus)
+    cut = data.draw(st.integers(0, len(stream)))
+    at_once = RunState.of("r").apply_all(stream[:cut]).apply_all(stream[cut:])
+    assert at_once == fold(stream)
+
+
 @given(histories(), st.data())
 @settings(max_examples=60, deadline=None)
 def test_fold_is_valid_and_never_changes_when_it_is_any_prefix(
