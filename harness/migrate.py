@@ -24,13 +24,28 @@ from harness.entry import (
     StatusChange,
     Timing,
 )
-from nmoe.config import ConfigError, Digests, Hardware, build
+from nmoe.config import ConfigError, Digests, build
 
 FORMAT = 1
 # Fields that entries of format 1 may lack; None in them did not count for the id.
 _ADDED_FIELDS = (
     *("core_low", "core_high", "core_without_boolq", "core_cropped", "core_empty_regions"),
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OldHardware:
+    """The machine as format 1 told of it."""
+
+    gpu: str | None = None
+    num_gpus: int = 0
+    capability: str | None = None
+    memory_bytes: int | None = None
+    peak_tflops: float | None = None
+    driver: str | None = None
+    cpu: str = ""
+    cores: int = 0
+    is_fake: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +79,7 @@ class OldResult:
     deterministic: bool
     world: int
     attempts: int
-    hardware: Hardware
+    hardware: OldHardware
     digests: Digests
     data_source: str | None
     train_data: str | None

@@ -130,7 +130,7 @@ def test_throughput_and_other_curves_go_back_when_resumed(root):
 
     state = runs.load(races.resumed(root).folder)
 
-    assert set(state.curves) == {"tok_s", "ms", "grad_norm", "lr"}
+    assert set(state.curves) == {"tok_s", "ms", "grad_norm", "lr", "mfu"}
     for series in state.curves.values():
         assert list(series.steps) == list(state.losses.steps) == list(range(10, 2201, 10))
     assert [mark.kind for mark in state.marks] == ["checkpoint", "resume", "checkpoint", "throttle"]
