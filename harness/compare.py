@@ -149,7 +149,7 @@ def compare_runs(a: str, b: str, root: DataRoot) -> RunComparison:
     n = min(len(first), len(second))
     losses = [[_loss(each) for each in side[:n]] for side in (first, second)]
     times = [[each.result.train_s for each in side[:n]] for side in (first, second)]
-    loss, train_s = significance.paired(*losses), significance.paired(*times)
+    loss, train_s = paired(*losses), paired(*times)
     mean_a = sum(times[0]) / n
     return RunComparison(
         a=a,
@@ -234,6 +234,17 @@ def read_baselines(items: Path) -> dict[str, float]:
     else:
         told = _reported(items.with_name(items.name.removesuffix(ITEMS_SUFFIX) + ".json"))
     return {task: value for task, value in told.items() if value is not None and value < 1}
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> Interval:
+    """The mean of B - A over pairs, with a bootstrap interval that is the same every time."""
+    differences = np.array(b) - np.array(a)
+    n = len(differences)
+    if n < 2:
+        return Interval(n=n, mean=float(differences.mean()), low=None, high=None)
+    drawn = np.random.default_rng(0).integers(0, n, size=(NUM_RESAMPLES, n))
+    low, high = np.quantile(differences[drawn].mean(1), (0.025, 0.975))
+    return Interval(n=n, mean=float(differences.mean()), low=float(low), high=float(high))
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

@@ -5,11 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
-import numpy as np
-
 from harness.errors import UsageError
 
-NUM_RESAMPLES = 10_000
 OLYMPIC_RUNS = 10
 # Fewer differences all have one sign by chance more often than once in twenty: 2 * 0.5^5.
 MIN_PAIRS = 6
@@ -120,14 +117,3 @@ def mean_time(times_s: Sequence[float], *, failed: int) -> float:
 def spread(values: Sequence[float]) -> float:
     """The standard deviation of a sample; 0 for a single value."""
     return stdev(values) if len(values) > 1 else 0.0
-
-
-def paired(a: Sequence[float], b: Sequence[float]) -> Interval:
-    """The mean of B - A over pairs, with a bootstrap interval that is the same every time."""
-    differences = np.array(b) - np.array(a)
-    n = len(differences)
-    if n < 2:
-        return Interval(n=n, mean=float(differences.mean()), low=None, high=None)
-    drawn = np.random.default_rng(0).integers(0, n, size=(NUM_RESAMPLES, n))
-    low, high = np.quantile(differences[drawn].mean(1), (0.025, 0.975))
-    return Interval(n=n, mean=float(differences.mean()), low=float(low), high=float(high))

@@ -51,6 +51,11 @@ def test_package_loads_no_torch_when_every_module_is_imported(package):
     assert loaded_by(modules(package), HEAVY) == set()
 
 
+def test_first_screen_waits_for_neither_numbers_nor_tables():
+    heavy = (*HEAVY, "numpy", "pyarrow", "duckdb", "sqlite3", "yaml", "tui.screens.summary")
+    assert loaded_by(["tui.__main__"], heavy) == set()
+
+
 @pytest.mark.parametrize(
     "module", ["nmoe.config", "nmoe.paths", "nmoe.events", "nmoe.flops", "nmoe.data.manifest"]
 )

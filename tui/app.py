@@ -26,7 +26,7 @@ from tui.feed import Failure, Feed, FeedFailed, RunChanged, RunView, Success, at
 from tui.remote import RemoteControl
 from tui.screens.ask import Ask, Choice
 from tui.screens.help import HelpScreen, declared
-from tui.screens.named import NamedScreen, WatchScreen
+from tui.screens.named import NamedScreen
 from tui.screens.setup import Request, SetupScreen
 from tui.screens.sheet import FORMATS, fits_clipboard
 
@@ -164,9 +164,7 @@ class NmoeApp(RemoteControl):
 
     def on_marked(self, message: "Marked") -> None:
         """Draw the marked runs over the one that is watched."""
-        run = self.screens.screen("run")
-        if isinstance(run, WatchScreen):
-            run.others = message.others
+        self.screens.screen("run").show_marked(message.others)
 
     def open_feed(self, folder: RunFolder) -> Feed:
         """What posts views of the run."""
@@ -207,7 +205,7 @@ class NmoeApp(RemoteControl):
 
     def _show_view(self) -> None:
         screen = self._base_screen
-        if not isinstance(screen, WatchScreen):
+        if screen is None:
             return
         screen.show_problem(self.problem)
         if self.view is not None:
@@ -232,7 +230,7 @@ class NmoeApp(RemoteControl):
             case "resume_run":
                 return True if self.can_resume() else None
             case "freeze":
-                return isinstance(self._base_screen, WatchScreen)
+                return self._base_screen is not None and self._base_screen.IS_OF_RUN
             case "go" if parameters[0] in OF_RUN:
                 return None if self.run_folder is None else True
             case _:
@@ -247,7 +245,7 @@ class NmoeApp(RemoteControl):
             self.push_screen(target)
         elif self.screen is not target:
             self.switch_screen(target)  # pyright: ignore[reportUnknownMemberType]
-        if isinstance(target, WatchScreen):
+        if target.IS_OF_RUN:
             self.call_after_refresh(self._show_view)
 
     def action_freeze(self) -> None:
@@ -302,7 +300,7 @@ class NmoeApp(RemoteControl):
 
     def _save(self, suffix: str, text: str, *, why: str = "") -> None:
         screen = self._base_screen
-        run = self.run_folder if isinstance(screen, WatchScreen) else None
+        run = self.run_folder if screen and screen.IS_OF_RUN else None
         stem = "-".join(filter(None, (run and run.run_id, screen and screen.NAME)))
         outcome = attempt(lambda: save(self.root.exports, stem, suffix, text))
         if isinstance(outcome, Failure):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import significance
+from harness.compare import paired
 from harness.errors import UsageError
 from harness.significance import Sigma
 
@@ -81,14 +82,14 @@ def test_paired_interval_covers_the_difference_and_needs_two_pairs() -> None:
     rng = np.random.default_rng(1)
     a = rng.normal(100, 5, 16)
     b = a - 2 + rng.normal(0, 0.5, 16)
-    found = significance.paired(list(a), list(b))
+    found = paired(list(a), list(b))
     assert found.low is not None
     assert found.high is not None
     assert found.low < -2 + 0.3
     assert found.high > -2 - 0.3
     assert found.excludes_zero
-    assert found == significance.paired(list(a), list(b))
-    alone = significance.paired([1.0], [2.0])
+    assert found == paired(list(a), list(b))
+    alone = paired([1.0], [2.0])
     assert (alone.n, alone.mean, alone.low, alone.excludes_zero) == (1, 1.0, None, False)
 
 
@@ -99,7 +100,7 @@ def test_paired_interval_holds_its_level(pairs: int, share: float) -> None:
     wrong = 0
     for _ in range(100):
         a, b = rng.normal(0, 1, pairs), rng.normal(0, 1, pairs)
-        wrong += significance.paired(list(a), list(b)).excludes_zero
+        wrong += paired(list(a), list(b)).excludes_zero
     assert wrong <= 100 * share
 
 

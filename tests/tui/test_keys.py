@@ -10,8 +10,9 @@ from tests.tui import recordings as rec
 from tests.tui.screen import drive, held, screen_text, see, until
 from tui.app import NmoeApp
 from tui.catalog import SCREENS
-from tui.screens.named import NamedScreen, WatchScreen
+from tui.screens.named import NamedScreen
 from tui.screens.sheet import MAX_CLIPBOARD_BYTES, fits_clipboard
+from tui.screens.watch import WatchScreen
 from tui.widgets.keybar import Key, draw_keys, key_at
 from tui.widgets.rows import plain, row_width
 

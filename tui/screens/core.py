@@ -6,8 +6,8 @@ from textual.containers import Container
 from harness.sheet import Sheet
 from tui.feed import RunView
 from tui.screens import scores
-from tui.screens.named import WatchScreen
 from tui.screens.scores import Scores
+from tui.screens.watch import WatchScreen
 from tui.widgets.grid import Grid, Table
 from tui.widgets.prose import Facts
 

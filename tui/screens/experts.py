@@ -15,7 +15,7 @@ from nmoe.paths import DataRoot
 from tui.feed import Failure, RunView, Success, attempt
 from tui.screens import balance
 from tui.screens.balance import Router
-from tui.screens.named import WatchScreen
+from tui.screens.watch import WatchScreen
 from tui.widgets.chart import LineChart
 from tui.widgets.curve import Curve
 from tui.widgets.figure import Chart

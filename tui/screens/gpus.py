@@ -11,7 +11,7 @@ from nmoe.events import GpuEvent
 from tui.feed import RunView
 from tui.screens import devices
 from tui.screens.charts import TOK_S, RunCharts
-from tui.screens.named import WatchScreen
+from tui.screens.watch import WatchScreen
 from tui.widgets.chart import LineChart
 from tui.widgets.figure import Chart
 from tui.widgets.gpus import GpuTable

@@ -14,7 +14,7 @@ from harness.sheet import Sheet
 from nmoe.paths import DataRoot
 from tui.feed import RunView, Success, attempt
 from tui.screens.filter import FilterLine
-from tui.screens.named import WatchScreen
+from tui.screens.watch import WatchScreen
 from tui.widgets.pager import Pager, Pages, TextLine
 from tui.widgets.prose import Facts
 from tui.widgets.rows import Role, Row, clean

@@ -10,22 +10,23 @@ from textual.screen import Screen
 from harness.best import Best
 from harness.sheet import Sheet
 from tui.feed import RunView
-from tui.screens import summary
 from tui.widgets.keybar import KeyBar
-from tui.widgets.prose import Paragraphs
 from tui.widgets.rows import Panel, plain
-from tui.widgets.strip import Status, StatusStrip
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # draws, with numpy
     from tui.screens.charts import Other
 
 LOW = 20  # rows below which what can be spared is
 
 
 class NamedScreen(Screen[None]):
-    """A screen with a name, which its key in the bar shows."""
+    """A screen with a name, which its key in the bar shows.
+
+    What it is told of the run that is watched, and of others, matters to some screens only.
+    """
 
     NAME = ""
+    IS_OF_RUN = False
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("z", "enlarge", "", show=False, tooltip="the panel in focus alone, or with others"),
     ]
@@ -48,6 +49,15 @@ class NamedScreen(Screen[None]):
         elif self.focused is None or not self.maximize(self.focused):
             self.notify("no panel is in focus: tab goes to the next", markup=False)
 
+    def show(self, view: RunView, *, held: RunView | None = None, best: Best | None = None) -> None:
+        """Show a view beside the best run; panels show the `held` one when there is one."""
+
+    def show_problem(self, problem: str) -> None:
+        """Say why the run cannot be read; an empty text takes that back."""
+
+    def show_marked(self, others: "tuple[Other, ...]") -> None:
+        """Draw these runs over the one that is watched."""
+
     def runs_changed(self) -> None:
         """A run was noted or deleted."""
 
@@ -60,38 +70,6 @@ class NamedScreen(Screen[None]):
     def sheet(self) -> Sheet | None:
         """What `e` exports as a table; None when there is nothing but the picture."""
         return None
-
-
-class WatchScreen(NamedScreen):
-    """A screen of the run that is watched: its strip, then panels; held, only the strip moves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._strip = StatusStrip(Status(), id="strip")
-        self._banner = Paragraphs((), id="banner")
-        self.best: Best | None = None
-        self.others: tuple[Other, ...] = ()
-
-    def compose(self) -> ComposeResult:
-        yield self._strip
-        yield self._banner
-        yield from super().compose()
-
-    def show(self, view: RunView, *, held: RunView | None = None, best: Best | None = None) -> None:
-        """Show a view beside the best run; panels show the `held` one when there is one."""
-        self.best = best
-        frozen_at = None if held is None else held.state.events
-        self._strip.show(summary.strip(view, frozen_at=frozen_at, best=best))
-        self.fill(held or view)
-
-    def fill(self, view: RunView) -> None:
-        """Fill the panels."""
-        raise NotImplementedError
-
-    def show_problem(self, problem: str) -> None:
-        """A line under the strip; an empty one takes it away."""
-        self.set_class(bool(problem), "-problem")
-        self._banner.show(((problem, "bad"),) if problem else ())
 
 
 def _text(panel: Panel[Any]) -> str:

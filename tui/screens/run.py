@@ -11,8 +11,8 @@ from harness.sheet import Sheet
 from tui.feed import RunView
 from tui.screens import devices, summary
 from tui.screens.charts import LOSS, METRICS, Other, RunCharts
-from tui.screens.named import WatchScreen
 from tui.screens.report import report
+from tui.screens.watch import WatchScreen
 from tui.widgets.chart import LineChart
 from tui.widgets.core import Core, CoreTable
 from tui.widgets.figure import Chart
@@ -46,6 +46,7 @@ class RunScreen(WatchScreen):
         self._chart = LineChart(Chart(), id="chart")
         self._charts = RunCharts()
         self._metric = LOSS
+        self._others: tuple[Other, ...] = ()
         self._has_others = True
         self._view: RunView | None = None
         self._progress = ProgressBars(Progress(), id="progress")
@@ -104,7 +105,7 @@ class RunScreen(WatchScreen):
                     self._view,
                     self._metric,
                     best=self._ghost(),
-                    others=self.others if self._has_others else (),
+                    others=self._others if self._has_others else (),
                 )
             )
 
@@ -112,6 +113,9 @@ class RunScreen(WatchScreen):
         if self.best is None or self.best.state is None:
             return None
         return Other(name="best run", state=self.best.state)
+
+    def show_marked(self, others: tuple[Other, ...]) -> None:
+        self._others = others
 
     def action_metric(self, direction: int) -> None:
         """Another metric on the same axes."""
@@ -121,7 +125,7 @@ class RunScreen(WatchScreen):
 
     def action_overlay(self) -> None:
         """Show or hide the runs that are marked on the screen of runs."""
-        if not self.others:
+        if not self._others:
             self.notify("no other run is marked: 5 shows the runs, m marks one", markup=False)
         self._has_others = not self._has_others
         self._draw_chart()

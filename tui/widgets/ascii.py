@@ -3,7 +3,12 @@
 Text from outside keeps what is ASCII; the rest of it becomes `?`.
 """
 
+from typing import Literal, TypeAlias
+
 from rich.cells import cell_len
+
+# What curves are drawn with.
+Charset: TypeAlias = Literal["braille", "block", "ascii"]
 
 _PAIRS = {
     # the sixteen states

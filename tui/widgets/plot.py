@@ -12,12 +12,13 @@ import numpy as np
 
 from harness import format as fmt
 from tui.widgets import figure
+from tui.widgets.ascii import Charset
 from tui.widgets.axis import Tick, log_ticks, x_rows, x_ticks, y_ticks
 from tui.widgets.canvas import Canvas
 from tui.widgets.curve import Columns, positions
 from tui.widgets.figure import Chart, View
 from tui.widgets.pyramid import Floats
-from tui.widgets.raster import DOTS, Charset, Scale, band, characters, dashed, line, path
+from tui.widgets.raster import DOTS, Scale, band, characters, dashed, line, path
 from tui.widgets.rows import Role, Row, pad
 
 MIN_WIDTH, MIN_HEIGHT = 12, 3

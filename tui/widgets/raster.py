@@ -7,15 +7,15 @@ Legend: C dot columns, R dot rows (row 0 on top), w x h cells.
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tui.widgets.ascii import Charset
 from tui.widgets.curve import Columns
 from tui.widgets.pyramid import Bools, Floats
 
-Charset: TypeAlias = Literal["braille", "block", "ascii"]
 Codes: TypeAlias = NDArray[np.uint32]
 _Known: TypeAlias = tuple[Floats, Floats, Floats]  # column, value, gaps before it
 

@@ -15,9 +15,8 @@ from textual.app import App
 from textual.strip import Strip
 from textual.widget import Widget
 
-from tui.widgets.ascii import to_ascii
+from tui.widgets.ascii import Charset, to_ascii
 from tui.widgets.ink import Role, styles
-from tui.widgets.raster import Charset
 
 Span: TypeAlias = tuple[str, Role]
 Row: TypeAlias = tuple[Span, ...]
