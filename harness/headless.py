@@ -25,7 +25,7 @@ from harness.errors import RunError
 from harness.ledger import ledger
 from harness.replay import Replay
 from harness.run_state import RunState
-from harness.tables import safe
+from harness.terminal import safe
 from nmoe.events import (
     CoreTaskEvent,
     Event,

@@ -8,6 +8,7 @@ from harness import format as text
 from harness.entry import Entry, Verification
 from harness.errors import Problem
 from harness.leaderboard import Board, standings, time_of
+from harness.terminal import safe
 
 if TYPE_CHECKING:  # a list need not wait for numpy and NVML, which these modules load
     from harness.compare import Comparison, RunComparison
@@ -16,11 +17,6 @@ if TYPE_CHECKING:  # a list need not wait for numpy and NVML, which these module
     from harness.significance import Interval
     from nmoe.config import Plan
     from nmoe.paths import DataRoot
-
-
-def safe(value: object) -> str:
-    """The value on one line without control characters, which a terminal would obey."""
-    return "".join(char if char.isprintable() else "?" for char in str(value))
 
 
 def columns(rows: Iterable[Sequence[object]], *, indent: str = "") -> list[str]:

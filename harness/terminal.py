@@ -7,6 +7,11 @@ from typing import NoReturn, TextIO, cast
 from nmoe.paths import REPO_ROOT
 
 
+def safe(value: object) -> str:
+    """The value on one line without control characters, which a terminal would obey."""
+    return "".join(char if char.isprintable() else "?" for char in str(value))
+
+
 def has_terminal() -> bool:
     """Whether a screen can be drawn and answered to: three terminals, none of them dumb, no CI."""
     streams = (sys.stdin, sys.stdout, sys.stderr)
@@ -47,6 +52,5 @@ def say(*lines: str) -> None:
 
 def fail(problem: object, code: int) -> NoReturn:
     """One line on stderr, whatever the problem's text holds, and the exit code."""
-    text = "".join(char if char.isprintable() else "?" for char in str(problem))
-    say(f"error: {text}")
+    say(f"error: {safe(problem)}")
     sys.exit(code)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.terminal import safe
+
 Verdict = Literal["ok", "note", "problem"]
 
 
@@ -43,5 +45,5 @@ def judged(
 
 def harmless(text: object, *, most: int = 60) -> str:
     """The text of a stranger on one line, without control characters, and not too long."""
-    shown = "".join(char if char.isprintable() else "?" for char in str(text))
+    shown = safe(text)
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"
