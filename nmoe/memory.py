@@ -69,8 +69,10 @@ def fit_micro_batch(config: Config, world: int, memory_bytes: int | None) -> Con
     if config.model.impl == "reference" or memory_bytes is None:
         return config
     for size in range(config.train.micro_batch, 0, -1):
+        if share % size:
+            continue
         smaller = with_train(config, micro_batch=size)
-        if share % size == 0 and estimate(smaller, world=world).total <= USABLE * memory_bytes:
+        if estimate(smaller, world=world).total <= USABLE * memory_bytes:
             return smaller
     return config
 

@@ -13,9 +13,8 @@ import argparse
 import json
 import math
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -23,24 +22,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nmoe import checkpoint, train
-from nmoe.build import build, close
+from nmoe import checkpoint
 from nmoe.checkpoint import CheckpointError, Saved
 from nmoe.config import ConfigError, Plan, read_plan
-from nmoe.control import Control
 from nmoe.data.loader import validation_windows
 from nmoe.data.manifest import DataError, read_manifest, verify
 from nmoe.data.overlap import MAX_OVERLAP, find_overlap
 from nmoe.data.tokenizer import Tokenizer, open_tokenizer
 from nmoe.evaluate import ALONE, load_model
 from nmoe.event_log import read_events
-from nmoe.events import OutcomeEvent, StepEvent
-from nmoe.memory import fit_micro_batch
+from nmoe.events import OutcomeEvent
 from nmoe.model import Transformer
 from nmoe.naive import is_supported, naive_nats
 from nmoe.paths import DataRoot, RunFolder, code_version, data_root
-from nmoe.report import Reporter
-from nmoe.step import train_step
+from nmoe.retrain import retrain
 from nmoe.validate import validate
 
 # Nats a token. fp32 differs by the order of sums; bf16 rounds where batches are cut differently.
@@ -48,8 +43,6 @@ REEVAL_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-3}
 NAIVE_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
 # Of one token's log-probability; a token near a tie may go to another expert.
 PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
-# Of a logged loss after so few steps.
-REPLAY_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}
 SLICE_WINDOWS = 4
 NUM_PROBES = 8
 # Larger training sets are compared by themselves: `python -m nmoe.data.cli verify --against`.
@@ -302,55 +295,9 @@ def _replay(
         f"replayed with commit {code.commit}{'' if code.is_dirty is False else ', changed'},"
         f" recorded {plan.digests.commit}{'' if plan.digests.is_dirty is False else ', changed'}",
     )
-    recorded = first_losses(folder, upto=steps)
-    if not recorded:
-        findings.add("V4.replay", None, f"the run logged no loss up to step {steps}")
-        return
-    try:
-        replayed = train_again(plan, root, logged=sorted(recorded))
-    except (DataError, OSError, RuntimeError) as error:
-        findings.add("V4.replay", False, f"the run cannot be repeated: {error}")
-        return
-    differences = [abs(replayed.get(step, float("inf")) - loss) for step, loss in recorded.items()]
-    findings.replay_steps = max(recorded)
-    worst = max(differences)
-    findings.replay_max_abs_diff = worst if math.isfinite(worst) else None
-    tolerance = REPLAY_TOLERANCE.get(plan.dtype, 0.0)
-    findings.add(
-        "V4.replay",
-        worst <= tolerance,
-        f"{len(recorded)} logged losses up to step {max(recorded)} differ by at most {worst:.2g},"
-        f" expected at most {tolerance:g}",
-    )
-
-
-def first_losses(folder: RunFolder, *, upto: int) -> dict[int, float]:
-    """Logged losses by step, up to a step."""
-    events = (record.event for record in read_events(folder.train))
-    steps = [event for event in events if isinstance(event, StepEvent) and event.step <= upto]
-    return {event.step: event.loss for event in steps}
-
-
-def train_again(plan: Plan, root: DataRoot, *, logged: Sequence[int]) -> dict[int, float]:
-    """The losses at the `logged` steps of a plan, trained anew in a folder that is deleted."""
-    steps = logged[-1]
-    alone = replace(plan, world=1, train=replace(plan.train, steps=steps))
-    alone = fit_micro_batch(alone, 1, plan.hardware.memory_bytes)
-    assert isinstance(alone, Plan)
-    with tempfile.TemporaryDirectory(prefix="n-verify-") as place:
-        again = RunFolder(root=Path(place) / "runs" / plan.run_id)
-        again.root.mkdir(parents=True)
-        report = Reporter(again, alone, attempt=0, is_writer=True, say=lambda _: None)
-        control = Control(again, supervisor_fd=None)
-        run = build(alone, again, root, world=ALONE, control=control, report=report)
-        run.clock.start()
-        run.meter.restart(train_s=run.clock.train_s)
-        while run.step < steps:
-            train_step(run)
-            if run.step in logged:
-                train.log_step(run)
-        close(run)
-        return first_losses(again, upto=steps)
+    found = retrain(plan, folder, root, steps=steps)
+    findings.replay_steps, findings.replay_max_abs_diff = found.steps, found.worst
+    findings.add("V4.replay", found.holds, found.reason)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,9 @@ import pytest
 from bench.rows import Row, load
 from bench.runs import preset_file
 from nmoe.config import Config, read_config, with_train
+from nmoe.dist import World
 from nmoe.memory import USABLE, estimate, fit_micro_batch
+from nmoe.standalone import make_plan
 from tests.conftest import REPO_ROOT
 
 H100, H200 = 85_520_809_984, 150_110_011_392
@@ -77,6 +79,14 @@ def test_micro_batch_divides_the_share_and_never_exceeds_it():
     tight = estimate(with_train(config, micro_batch=6), world=1).total / USABLE
     assert fit_micro_batch(config, 1, int(tight) + 1).train.micro_batch == 6
     assert fit_micro_batch(config, 1, int(tight * 0.99)).train.micro_batch == 4
+
+
+def test_plan_is_fitted_through_sizes_that_it_could_not_have():
+    """A plan refuses a micro-batch that does not divide its batch: none is tried on the way."""
+    overrides = ("train.batch_size=64", "train.dtype=bf16", "model.impl=reference")
+    plan = make_plan(preset_file("super"), overrides=overrides, world=World(rank=0, size=1))
+    plan = replace(plan, model=replace(plan.model, impl="triton"))
+    assert fit_micro_batch(plan, 1, H100).train.micro_batch == 16
 
 
 def test_micro_batch_of_the_preset_stays_when_nothing_fits():
