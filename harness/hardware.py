@@ -264,7 +264,7 @@ def library(fake: Path | None = None) -> Any:
     return pynvml if fake is None else FakeNvml(read_scenario(fake), real=pynvml)
 
 
-def open_sampler(num_gpus: int) -> Sampler:
+def open_sampler(num_gpus: int, *, fake: Path | None = None) -> Sampler:
     """A sampler of the first `num_gpus` visible GPUs, the ones the ranks use; none on a CPU run."""
-    indices = [gpu.index for gpu in detect().gpus[:num_gpus]] if num_gpus else []
-    return Sampler(indices, nvml=pynvml)
+    indices = [gpu.index for gpu in detect(fake=fake).gpus[:num_gpus]] if num_gpus else []
+    return Sampler(indices, nvml=library(fake))

@@ -155,6 +155,17 @@ def spawn_rank(
     return Rank(index=index, process=process, log=log, log_start=log_start)
 
 
+def spawn_answering(command: Sequence[str]) -> Process:
+    """A child that answers on its stdout what is asked on its stdin; its errors are ours."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=REPO_ROOT,
+        env=_python_env(),
+    )
+
+
 def call(folder: RunFolder, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a module of this checkout to its end on a run's data root; its output is captured."""
     return subprocess.run(

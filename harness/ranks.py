@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator, Sequence
@@ -10,8 +11,9 @@ from contextlib import contextmanager
 from harness import exits, hardware, launch
 from harness import format as text
 from harness.attempt import Attempt, Stopped
-from harness.errors import RunError
+from harness.errors import MachineError, RunError
 from harness.exits import Failure
+from harness.gpu_process import GpuProcess
 from harness.gpu_watch import EnergyMeter, GpuWatch, Pace, topology_alerts
 from harness.launch import Rank
 from nmoe.event_log import EventLog
@@ -96,20 +98,29 @@ def own_gpus(attempt: Attempt) -> Generator[None]:
 def sample_gpus(attempt: Attempt, over: threading.Event) -> None:
     """Append samples of all GPUs once a second, and what they mean for the run.
 
-    A driver that is slow to answer is asked half as often. Ends early only by an error, which is
-    printed.
+    A driver that is slow to answer is asked half as often; one that crashes is asked again. Ends
+    early only by an error of ours, which is printed.
     """
-    sampler = hardware.open_sampler(attempt.plan.world)
+    gpus = GpuProcess(attempt.plan.world)
     log = EventLog(attempt.folder.gpus, attempt=attempt.number)
-    topology = sampler.topology()
-    if topology is not None:
-        for event in (topology, *topology_alerts(topology)):
-            log.write(event)
-    watch, meter = GpuWatch(), EnergyMeter()
-    every_s = SAMPLE_EVERY_S
+    watch, meter, every_s = GpuWatch(), EnergyMeter(), SAMPLE_EVERY_S
+    topology, has_failed = None, False
     while not over.wait(every_s):
-        began = time.monotonic()
-        sample = sampler.sample()
+        try:
+            if not gpus.is_started:
+                gpus.start()
+            if topology is None and gpus.topology is not None:
+                topology = gpus.topology
+                for event in (topology, *topology_alerts(topology)):
+                    log.write(event)
+            began = time.monotonic()
+            sample = gpus.sample()
+        except MachineError as error:
+            if not has_failed:
+                log.write(AlertEvent(code="gpu-samples", level="warning", message=str(error)))
+            has_failed = True
+            sys.stderr.write(f"{error}\n")
+            continue
         now = time.monotonic()
         pace = _pace(attempt)
         energy = meter.see(sample, now=now, pace=pace)
@@ -121,7 +132,7 @@ def sample_gpus(attempt: Attempt, over: threading.Event) -> None:
             alerts.append(AlertEvent(code="gpu-samples", level="info", message=message))
         for event in (*sample, *alerts, *([energy] if energy else [])):
             log.write(event)
-    sampler.close()
+    gpus.close()
     log.close()
 
 

@@ -13,19 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-import pynvml
 import pytest
 
-from harness import exits, gpu_watch, hardware, launch, ranks, runs
+from harness import exits, gpu_process, gpu_watch, hardware, launch, ranks, runs
 from harness.attempt import Attempt, Patience
 from harness.errors import MachineError, RunError
 from harness.exits import Failure, Stop
-from harness.fake_nvml import FakeNvml
 from harness.pins import OFFICIAL_URL
 from harness.run_state import RunState
-from harness.sampler import Sampler
 from nmoe import paths
-from nmoe.config import read_config
+from nmoe.config import read_config, with_train
 from nmoe.event_log import EventLog, read_events
 from nmoe.events import LaunchEvent, OutcomeEvent, PhaseEvent, Status, StopRequestEvent
 from nmoe.paths import REPO_ROOT, DataRoot, RunFolder
@@ -196,29 +193,33 @@ def test_other_run_is_announced_when_one_is_alive(lab: Lab) -> None:
 # -------------------------------------------------------------------------------------- GPUs
 
 
-def busy_gpus(count: int) -> Sampler:
-    """A sampler of described GPUs under load."""
-    table = json.loads((REPO_ROOT / "tests/data/hardware/b200x8_busy.json").read_text())
-    return Sampler(range(count), nvml=FakeNvml(table, real=pynvml))
+@pytest.fixture
+def busy_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sampled are described GPUs under load, by a real child."""
+    machine = REPO_ROOT / "tests" / "data" / "hardware" / "b200x8_busy.json"
+    command = (*gpu_process.COMMAND, "--fake-hardware", str(machine))
+    monkeypatch.setattr(gpu_process, "COMMAND", command)
 
 
-def gpu_attempt(root: DataRoot, run_id: str) -> Attempt:
-    plan = make_plan(run_id, device="cuda")
+def gpu_attempt(root: DataRoot, run_id: str, *, world: int = 1) -> Attempt:
+    config = read_config(REPO_ROOT / "configs/speedrun/pocket.toml")
+    config = with_train(config, micro_batch=1)
+    plan = make_plan(run_id, config=config, device="cuda", world=world)
     folder = root.run(run_id)
     folder.root.mkdir(parents=True)
     lock_fd = launch.take_run_lock(folder)
     return Attempt(folder, plan, lock_fd=lock_fd, patience=Patience())
 
 
+@pytest.mark.usefixtures("busy_gpus")
 def test_samples_alerts_and_energy_are_in_the_files_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware, "open_sampler", lambda num_gpus: busy_gpus(8))
     monkeypatch.setattr(ranks, "SAMPLE_EVERY_S", 0.001)
     monkeypatch.setattr(gpu_watch, "HOLD_S", 0.0)
     monkeypatch.setattr(gpu_watch, "PATIENCE_S", 0.0)
     monkeypatch.setattr(gpu_watch, "ENERGY_EVERY_S", 0.0)
-    attempt = gpu_attempt(DataRoot(path=tmp_path, reason="test"), "a")
+    attempt = gpu_attempt(DataRoot(path=tmp_path, reason="test"), "a", world=8)
     train = EventLog(attempt.folder.train, attempt=0)
     over = threading.Event()
     sampling = threading.Thread(target=ranks.sample_gpus, args=(attempt, over))
@@ -244,12 +245,12 @@ def test_samples_alerts_and_energy_are_in_the_files_of_the_run(
         os.close(fd)
 
 
+@pytest.mark.usefixtures("busy_gpus")
 def test_gpu_is_sampled_and_refused_to_a_second_run_while_one_uses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = hardware.detect(fake=REPO_ROOT / "tests/data/hardware/h100x8.json")
     monkeypatch.setattr(hardware, "detect", lambda: machine)
-    monkeypatch.setattr(hardware, "open_sampler", lambda num_gpus: busy_gpus(1))
     monkeypatch.setattr(ranks, "SAMPLE_EVERY_S", 0.01)
     monkeypatch.setattr(paths, "LOCK_PATIENCE_S", 0.0)
     root = DataRoot(path=tmp_path, reason="test")
