@@ -350,8 +350,8 @@ def _conclude(folder: RunFolder, state: RunState, people: People) -> None:
     joules = state.joules_per_token
     if state.energy is not None and joules is not None:
         people.say(
-            f"the GPUs used {text.fixed(state.energy.joules / 3.6e6, decimals=2, unit='kWh')} to"
-            f" train, {text.fixed(joules, decimals=3, unit='J')} a token"
+            f"the GPUs used {text.fixed(state.energy.joules / 3.6e6, decimals=3, unit='kWh')} to"
+            f" train, {text.fixed(1e3 * joules, decimals=2, unit='mJ')} a token"
         )
     if end.rc != 0:
         for line in end.tail[-TAIL_LINES:]:

@@ -40,9 +40,11 @@ from nmoe.validate import validate
 
 # Nats a token. fp32 differs by the order of sums; bf16 rounds where batches are cut differently.
 REEVAL_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-3}
-NAIVE_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
-# Of one token's log-probability; a token near a tie may go to another expert.
+# Of one token's log-probability, computed twice in the same shapes.
 PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
+# Of the mean over tokens, computed in other shapes: one token's logit of 16 may round by .06, and a
+# token near a tie may go to another expert.
+MEAN_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
 SLICE_WINDOWS = 4
 NUM_PROBES = 8
 # Larger training sets are compared by themselves: `python -m nmoe.data.cli verify --against`.
@@ -210,7 +212,7 @@ def _reevaluate(
     naive_BS = naive_nats(plan, weights, windows_BN, vocab_size=model.vocab_size)
     difference = abs(nats_T.double().mean().item() - naive_BS.double().mean().item())
     findings.naive_abs_diff = difference if math.isfinite(difference) else None
-    tolerance = NAIVE_TOLERANCE.get(dtype, 0.0)
+    tolerance = MEAN_TOLERANCE.get(dtype, 0.0)
     findings.add(
         "V2.naive",
         difference <= tolerance,
@@ -223,7 +225,8 @@ def _reevaluate(
 def probe(model: Transformer, windows_WS: np.ndarray, *, dtype: str, findings: Findings) -> None:
     """Rung V3 on a few validation windows: later tokens, normalisation, company in the batch."""
     model.eval()
-    device, tolerance = model.head.weight.device, PROBE_TOLERANCE.get(dtype, 0.0)
+    device = model.head.weight.device
+    at_most, on_average = PROBE_TOLERANCE.get(dtype, 0.0), MEAN_TOLERANCE.get(dtype, 0.0)
     windows_BN = torch.from_numpy(windows_WS[:SLICE_WINDOWS].astype(np.int64)).to(device)
     before_BSV = _log_probabilities(model, windows_BN[:, :-1])
     moved = max(
@@ -232,26 +235,26 @@ def probe(model: Transformer, windows_WS: np.ndarray, *, dtype: str, findings: F
     )
     findings.add(
         "V3.causality",
-        moved <= tolerance,
+        moved <= at_most,
         f"other tokens behind a position move its prediction by {moved:.2g} nats,"
-        f" expected at most {tolerance:g}",
+        f" expected at most {at_most:g}",
     )
     _, nats_T, _ = model.nats(windows_BN)
     told_BS = -before_BSV.gather(-1, windows_BN[:, 1:, None]).squeeze(-1)
-    apart = (nats_T.view_as(told_BS).double() - told_BS).abs().max().item()
+    apart = (nats_T.view_as(told_BS).double() - told_BS).abs().mean().item()
     findings.add(
         "V3.normalisation",
-        apart <= tolerance,
+        apart <= on_average,
         f"the loss differs from -log of a distribution over {model.vocab_size} tokens that sums"
-        f" to one by {apart:.2g} nats a token, expected at most {tolerance:g}",
+        f" to one by {apart:.2g} nats a token, expected at most {on_average:g}",
     )
     alone_T = torch.cat([model.nats(window_N[None])[1] for window_N in windows_BN])
-    apart = (alone_T.double() - nats_T.double()).abs().max().item()
+    apart = (alone_T.double() - nats_T.double()).abs().mean().item()
     findings.add(
         "V3.batch",
-        apart <= tolerance,
+        apart <= on_average,
         f"a window alone and among {len(windows_BN)} differ by {apart:.2g} nats a token,"
-        f" expected at most {tolerance:g}",
+        f" expected at most {on_average:g}",
     )
 
 

@@ -44,6 +44,7 @@ done
 
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
 [ "$gpus" -ge 2 ] || fail "found $gpus GPU(s), expected two or more. One is measured by: n bench step"
+name=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr 'A-Z ' 'a-z-')
 [ -n "$commit" ] || commit=$(git -C "$root" rev-parse HEAD 2>/dev/null) ||
     fail "git does not know the commit here. Name it: --commit HASH"
 
@@ -53,12 +54,12 @@ say() {
     printf '\n== %s, %s GPUs\n' "$*" "$gpus"
 }
 rows() {
-    printf '%s/%s-%s-x%s.jsonl' "$out" "$1" "$(printf %.7s "$commit")" "$gpus"
+    printf '%s/%s-%s-x%s-%.7s.jsonl' "$out" "$1" "$name" "$gpus" "$commit"
 }
 measure() {
-    name=$1
+    rows=$(rows "$1")
     shift
-    "$python" -m bench "$@" --gpus "$gpus" --commit "$commit" --rows "$(rows "$name")"
+    "$python" -m bench "$@" --gpus "$gpus" --commit "$commit" --rows "$rows"
 }
 for part; do
     say "$part"

@@ -19,7 +19,8 @@ def host(tmp_path: Path):
     tools = tmp_path / "tools"
     tools.mkdir()
     programs = {
-        "nvidia-smi": 'for i in 0 1 2 3 4 5 6 7; do echo "GPU $i: NVIDIA H200"; done',
+        "nvidia-smi": 'for i in 0 1 2 3 4 5 6 7; do'
+        ' case "$*" in --list-gpus) echo "GPU $i: NVIDIA H200";; *) echo "NVIDIA H200";; esac; done',
         "recorder": f'echo "$*" >> {tmp_path}/calls; case "$*" in *"$FAILS"*) exit 1;; esac',
     }
     for name, text in programs.items():
@@ -52,7 +53,7 @@ def test_results_are_proved_before_they_are_timed_on_all_gpus(host, tmp_path: Pa
     assert {options.commit for options in measured} == {COMMIT}
     files = [options.rows for options in measured]
     assert len(set(files)) == 4
-    assert files[1] == tmp_path / "out" / "step-super-0123456-x8.jsonl"
+    assert files[1] == tmp_path / "out" / "step-super-nvidia-h200-x8-0123456.jsonl"
 
 
 def test_nothing_is_timed_once_results_are_wrong(host) -> None:

@@ -238,7 +238,7 @@ def test_energy_is_told_at_the_end(folder, capsys):
     gpus.close()
     headless.follow(folder, output="all", passes_stop=False)
     told = capsys.readouterr().err
-    assert "used 2.00 kWh to train, 0.720 J a token" in told
+    assert "used 2.000 kWh to train, 720.00 mJ a token" in told
     assert "where the time went: training " in told
 
 
