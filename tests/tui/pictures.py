@@ -38,6 +38,7 @@ RUNS: dict[str, Callable[[DataRoot], RunFolder]] = {
     "diverged": lambda root: races.diverged(root).folder,
     "resumed": lambda root: races.resumed(root).folder,
     "failed": lambda root: races.failed(root).folder,
+    "recorded": lambda root: rec.recorded(root, "two_h100"),
 }
 STORIES = (*RUNS, "all")
 

@@ -1,13 +1,23 @@
 """Run folders as a trainer and a supervisor would leave them, made from events with fixed times."""
 
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from nmoe import events as ev
-from nmoe.config import Config, Digests, Hardware, Plan, Target, config_digest, read_config
+from nmoe.config import (
+    Config,
+    Digests,
+    Hardware,
+    Plan,
+    Target,
+    config_digest,
+    read_config,
+    read_plan,
+)
 from nmoe.paths import REPO_ROOT, DataRoot, RunFolder
 
 START = 1_767_225_600.0  # 2026-01-01 00:00:00 UTC
@@ -184,6 +194,14 @@ def prepare(recording: Recording, *, is_done: bool = True) -> None:
             ev.PhaseEvent(phase="training"),
             seconds=0.5,
         )
+
+
+def recorded(root: DataRoot, name: str) -> RunFolder:
+    """A copy of what a real run wrote, kept in tests/data/runs."""
+    source = RunFolder(root=REPO_ROOT / "tests" / "data" / "runs" / name)
+    folder = root.run(read_plan(source.plan).run_id)
+    shutil.copytree(source.root, folder.root)
+    return folder
 
 
 def done(root: DataRoot, run_id: str = RUN_ID) -> RunFolder:
