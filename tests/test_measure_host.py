@@ -19,8 +19,8 @@ def host(tmp_path: Path):
     tools = tmp_path / "tools"
     tools.mkdir()
     programs = {
-        "nvidia-smi": "for i in 0 1 2 3 4 5 6 7; do"
-        ' case "$*" in --list-gpus) echo "GPU $i: NVIDIA H200";; *) echo "NVIDIA H200";; esac; done',
+        "nvidia-smi": 'case "$*" in --list-gpus) label=GPU;; *) label=;; esac;'
+        ' for i in 0 1 2 3 4 5 6 7; do echo "${label:+GPU $i: }NVIDIA H200"; done',
         "recorder": f'echo "$*" >> {tmp_path}/calls; case "$*" in *"$FAILS"*) exit 1;; esac',
     }
     for name, text in programs.items():
