@@ -9,7 +9,6 @@ import argparse
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ WAY_ON = "It is started again; see logs/supervisor.log."
 
 
 class GpuProcess:
-    """Asks the first `num_gpus` visible GPUs; a child that ended is started anew when asked."""
+    """Asks about the first `num_gpus` visible GPUs; a child that ended may be started again."""
 
     def __init__(self, num_gpus: int) -> None:
         self._command = (*COMMAND, "--gpus", str(num_gpus))
@@ -100,23 +99,10 @@ class GpuProcess:
         return f"ended with exit code {code}"
 
     def _end(self, *, patience_s: float) -> int | None:
-        """Let the child end, or kill it; its exit code, None of one that not even that reaches."""
+        """Let the child end; its exit code."""
         process, self._process, self._rest = self._process, None, b""
         assert process is not None
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                continue
-        try:
-            return process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        try:
-            return process.wait(LEAVE_S)
-        except subprocess.TimeoutExpired:
-            return None
+        return launch.let_end(process, patience_s=patience_s)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

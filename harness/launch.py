@@ -29,6 +29,7 @@ from nmoe.paths import REPO_ROOT, DataRoot, RunFolder, write_atomic
 SUPERVISOR = (sys.executable, "-m", "harness.supervise")
 RANK = (sys.executable, "-m", "nmoe.train")
 RETRY_S = 0.02
+KILLED_S = 2.0  # from SIGKILL to the end
 # Longer lines are no lines of ours; and this much of the end of what a child says on stderr.
 MAX_LINE_BYTES, LAST_WORDS_BYTES = 1 << 16, 1000
 
@@ -164,6 +165,22 @@ def spawn_answering(command: Sequence[str]) -> Process:
         cwd=REPO_ROOT,
         env=_python_env(),
     )
+
+
+def let_end(process: Process, *, patience_s: float) -> int | None:
+    """Close the pipes of a child, give it time to end by itself, else kill it.
+
+    Returns its exit code; None of one that not even SIGKILL reaches, as in a hung driver.
+    """
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        with suppress(BrokenPipeError):
+            pipe.close()
+    for wait_s in (patience_s, KILLED_S):
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(wait_s)
+        process.kill()
+    return None
 
 
 def call(folder: RunFolder, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
