@@ -27,7 +27,7 @@ from harness.errors import BoardError, MachineError
 from harness.score import Score
 from nmoe.config import ConfigError, build
 from nmoe.events import ResultEvent
-from nmoe.paths import BOARD_NAME, REPO_ROOT, DataRoot, RunFolder, write_atomic
+from nmoe.paths import REPO_BOARD, DataRoot, RunFolder, write_atomic
 
 __all__ = [
     "PUBLISHED_MARK",
@@ -48,7 +48,6 @@ __all__ = [
 ]
 
 PUBLISHED_MARK = "published, not verified here"
-REPO_BOARD = REPO_ROOT / BOARD_NAME
 REPLICATED_RUNS = 3
 CERTIFIED_RUNS = 10
 # Above the first rung, an entry rests on a verification.

@@ -32,14 +32,14 @@ from nmoe.flow import Flow
 from nmoe.memory import fit_micro_batch
 from nmoe.paths import (
     CONSTRAINTS,
-    REPO_ROOT,
+    PRESETS,
     DataRoot,
     code_version,
     file_digest,
     new_run_id,
+    preset_names,
 )
 
-PRESETS = REPO_ROOT / "configs" / "speedrun"
 GPU_PRESET = "super"
 CPU_PRESET = "pocket"
 CPU_DTYPE: Dtype = "fp32"
@@ -63,11 +63,6 @@ class _Choice:
     path: Path
     command: str
     reason: str
-
-
-def preset_names() -> tuple[str, ...]:
-    """Names of the speedrun presets."""
-    return tuple(sorted(path.stem for path in PRESETS.glob("*.toml")))
 
 
 def resolve(

@@ -22,9 +22,16 @@ from pathlib import Path
 REPO_ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = REPO_ROOT / "constraints.txt"
 BOARD_NAME = "LEADERBOARD.json"
+REPO_BOARD = REPO_ROOT / BOARD_NAME
+PRESETS = REPO_ROOT / "configs" / "speedrun"
 LOCK_PATIENCE_S = 1.0
 LOCK_RETRY_S = 0.02
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the speedrun presets."""
+    return tuple(sorted(path.stem for path in PRESETS.glob("*.toml")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,6 +69,7 @@ DEFERRED_IMPORTS = (
     "harness/verbs/",
     "harness/cli.py",
     "tui/catalog.py",
+    "tui/remote.py",
 )
 CLOCK_OWNER = "nmoe/metrics.py"
 

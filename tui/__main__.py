@@ -17,7 +17,7 @@ from harness.errors import HarnessError, UsageError
 from nmoe.paths import RunFolder, data_root
 from tui.app import NmoeApp, newest_alive
 from tui.replay import ReplayApp
-from tui.screens.setup import Request
+from tui.screens.request import Request
 
 DTYPES = ("bf16", "fp8", "nvfp4", "fp32")
 

@@ -15,10 +15,7 @@ from textual.binding import Binding, BindingType
 from textual.command import CommandPalette
 from textual.screen import Screen
 
-from harness import best, runs
-from harness.benchmarks import RESULTS
-from harness.best import Best
-from harness.leaderboard import REPO_BOARD
+from harness import runs
 from harness.sheet import save
 from nmoe.paths import DataRoot, RunFolder
 from tui.catalog import OF_RUN, SCREENS, Catalog
@@ -27,10 +24,11 @@ from tui.remote import RemoteControl
 from tui.screens.ask import Ask, Choice
 from tui.screens.help import HelpScreen, declared
 from tui.screens.named import NamedScreen
-from tui.screens.setup import Request, SetupScreen
+from tui.screens.request import Request
 from tui.screens.sheet import FORMATS, fits_clipboard
 
 if TYPE_CHECKING:  # read with its screen
+    from harness.best import Best
     from tui.screens.runs import Attach, Marked
 
 REMOTE = ("SSH_CONNECTION", "SSH_TTY")
@@ -84,7 +82,7 @@ class NmoeApp(RemoteControl):
         is_readonly: bool = False,
         is_ascii: bool = False,
         repo_board: Path | None = None,
-        bench_results: Path = RESULTS,
+        bench_results: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
@@ -98,22 +96,14 @@ class NmoeApp(RemoteControl):
         self.view: RunView | None = None
         self.held: RunView | None = None
         self.best: Best | None = None
-        self._repo_board = repo_board or REPO_BOARD
         self._sought: RunFolder | None = None
         self.problem = ""
         self._feed: Feed | None = None
-        self._setup = SetupScreen(
+        self.screens = Catalog(
             root,
             request or Request(),
             is_readonly=is_readonly,
-            repo_board=self._repo_board,
-            bench_results=bench_results,
-        )
-        self.screens = Catalog(
-            self._setup,
-            root,
-            is_readonly=is_readonly,
-            repo_board=self._repo_board,
+            repo_board=repo_board,
             bench_results=bench_results,
             clock=clock,
         )
@@ -153,7 +143,7 @@ class NmoeApp(RemoteControl):
         self.call_after_refresh(self._feed.start)
 
     def launch_failed(self) -> None:
-        self._setup.launch_failed()
+        self.screens.setup.launch_failed()
 
     def runs_changed(self) -> None:
         for screen in self.screens.made.values():
@@ -188,13 +178,13 @@ class NmoeApp(RemoteControl):
         self._sought = folder
 
         def work() -> None:
-            found = attempt(lambda: best.find(plan, self.root, repo_board=self._repo_board))
+            found = attempt(lambda: self.screens.find_best(plan))
             if isinstance(found, Success):
                 self.call_from_thread(self._best_found, folder, found.value)
 
         self.run_worker(work, thread=True, exclusive=True, group="best", exit_on_error=False)
 
-    def _best_found(self, folder: RunFolder, found: Best | None) -> None:
+    def _best_found(self, folder: RunFolder, found: "Best | None") -> None:
         if folder == self.run_folder and found is not None:
             self.best = found
             self._show_view()

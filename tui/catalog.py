@@ -1,12 +1,24 @@
-"""The screens of the app by name, each made when it is first shown: a start waits for one only."""
+"""What the app makes later: screens when they are first shown, answers in threads.
+
+A start waits for one screen only, and for no more of the harness than that screen draws.
+"""
 
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from nmoe.paths import DataRoot
+from harness.benchmarks import RESULTS
+from nmoe.config import Plan
+from nmoe.paths import REPO_BOARD, DataRoot
 from tui.screens.named import NamedScreen
+from tui.screens.request import Request
+from tui.screens.setup import SetupScreen
+
+if TYPE_CHECKING:
+    from harness.best import Best
+    from harness.hardware import Detection
+    from tui.screens.offer import Offer
 
 
 class Listed(NamedTuple):
@@ -38,23 +50,43 @@ class Catalog:
 
     def __init__(
         self,
-        setup: NamedScreen,
         root: DataRoot,
+        request: Request,
         *,
         is_readonly: bool,
-        repo_board: Path,
-        bench_results: Path,
+        repo_board: Path | None,
+        bench_results: Path | None,
         clock: Callable[[], float],
     ) -> None:
-        self.made: dict[str, NamedScreen] = {"setup": setup}
-        self._root, self._is_readonly = root, is_readonly
-        self._repo_board, self._bench_results, self._clock = repo_board, bench_results, clock
+        self.setup = SetupScreen(root, request, self.offer, is_readonly=is_readonly)
+        self.made: dict[str, NamedScreen] = {"setup": self.setup}
+        self._root, self._is_readonly, self._clock = root, is_readonly, clock
+        self._repo_board = repo_board or REPO_BOARD
+        self._bench_results = bench_results or RESULTS
 
     def screen(self, name: str) -> NamedScreen:
         """The screen of this name, always the same one."""
         if name not in self.made:
             self.made[name] = self._make(name)
         return self.made[name]
+
+    def offer(self, request: Request, detection: "Detection | None") -> "Offer":
+        """What there is to say to a request; for a thread."""
+        from tui.screens.offer import make_offer
+
+        return make_offer(
+            request,
+            self._root,
+            detection,
+            repo_board=self._repo_board,
+            bench_results=self._bench_results,
+        )
+
+    def find_best(self, plan: Plan) -> "Best | None":
+        """The run that one of this plan races against; for a thread."""
+        from harness import best
+
+        return best.find(plan, self._root, repo_board=self._repo_board)
 
     @staticmethod
     def load() -> None:

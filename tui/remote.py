@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from textual.app import App
 
-from harness import curate, launch
 from harness import format as fmt
+from harness import launch
 from harness.runs import MAX_NOTE
 from nmoe.paths import DataRoot, RunFolder
 from tui.feed import Failure, RunView, Success, attempt
@@ -143,6 +143,8 @@ class RemoteControl(App[None]):
 
     def on_note(self, message: "Note") -> None:
         """Ask for a line, and keep it beside the run."""
+        from harness import curate
+
         run = message.run
 
         def answered(text: str | None) -> None:
@@ -155,6 +157,8 @@ class RemoteControl(App[None]):
 
     def on_delete(self, message: "Delete") -> None:
         """Ask for the id, then delete the run."""
+        from harness import curate
+
         run, folder = message.run, self.root.run(message.run.run_id)
         if run.is_alive:
             self.notify(f"{run.run_id} is alive: stop it first", markup=False)

@@ -27,7 +27,7 @@ from tests.tui import recordings as rec
 from tests.tui.boards import write_board
 from tests.tui.screen import HARDWARE, NOW, held, screen_text, until
 from tui.app import NmoeApp
-from tui.screens.setup import Request
+from tui.screens.request import Request
 
 FOLDER = REPO_ROOT / "tests" / "data" / "screens"
 SIZES = ((60, 16), (80, 24), (100, 30), (160, 48), (240, 67))

@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 from nmoe.paths import DataRoot, RunFolder
 from tests.tui import recordings
 from tui.app import NmoeApp
-from tui.screens.setup import Request
+from tui.screens.request import Request
 
 NOW = recordings.START + 45
 Drive = Callable[[NmoeApp, Pilot[None]], Awaitable[None]]

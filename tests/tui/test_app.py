@@ -10,7 +10,8 @@ from tests.tui import recordings as rec
 from tests.tui.boards import write_board
 from tests.tui.screen import HARDWARE, drive, held, look, look_at_setup, screen_text, until
 from tui.app import NmoeApp, newest_alive
-from tui.screens.setup import Request, make_offer
+from tui.screens.offer import make_offer
+from tui.screens.request import Request
 
 NO_GPU = Request(fake_hardware=HARDWARE / "none.json")
 
@@ -223,7 +224,9 @@ def test_offer_survives_a_broken_hardware_file(root, tmp_path):
     broken = tmp_path / "broken.json"
     broken.write_text("{")
 
-    offer = make_offer(Request(fake_hardware=broken), root)
+    offer = make_offer(
+        Request(fake_hardware=broken), root, repo_board=root.board, bench_results=tmp_path
+    )
 
     assert not offer.is_ready
     assert offer.problems

@@ -7,13 +7,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
-from harness.best import Best
 from harness.sheet import Sheet
 from tui.feed import RunView
 from tui.widgets.keybar import KeyBar
 from tui.widgets.rows import Panel, plain
 
 if TYPE_CHECKING:  # draws, with numpy
+    from harness.best import Best
     from tui.screens.charts import Other
 
 LOW = 20  # rows below which what can be spared is
@@ -49,7 +49,9 @@ class NamedScreen(Screen[None]):
         elif self.focused is None or not self.maximize(self.focused):
             self.notify("no panel is in focus: tab goes to the next", markup=False)
 
-    def show(self, view: RunView, *, held: RunView | None = None, best: Best | None = None) -> None:
+    def show(
+        self, view: RunView, *, held: RunView | None = None, best: "Best | None" = None
+    ) -> None:
         """Show a view beside the best run; panels show the `held` one when there is one."""
 
     def show_problem(self, problem: str) -> None:

@@ -1,15 +1,20 @@
 """A machine, a plan and its problems as values for the widgets. Pure functions."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from harness import format as fmt
 from harness.errors import Problem
-from harness.hardware import Detection
-from harness.outlook import Outlook, time_words
 from nmoe.config import Plan
 from nmoe.paths import DataRoot
 from tui.widgets.numbers import Number
 from tui.widgets.rows import Role, Span, clean
+
+if TYPE_CHECKING:
+    from harness.hardware import Detection
+    from harness.outlook import Outlook
 
 
 def machine(detection: Detection | None, root: DataRoot) -> tuple[Span, ...]:
@@ -39,14 +44,14 @@ def machine(detection: Detection | None, root: DataRoot) -> tuple[Span, ...]:
     return tuple(lines)
 
 
-def why(plan: Plan | None, found: Outlook | None = None) -> tuple[Span, ...]:
+def why(plan: Plan | None, time: str = "") -> tuple[Span, ...]:
     """Why this preset and this dtype, and what to expect."""
     if plan is None:
         return (("no plan: see below", "warn"),)
     return (
         (plan.choice, "strong"),
         (f"{plan.dtype}: {plan.dtype_reason}", "text"),
-        *(((f"time {time_words(found)}", "text"),) if found else ()),
+        *(((f"time {time}", "text"),) if time else ()),
         (" ", "text"),
     )
 

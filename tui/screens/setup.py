@@ -1,8 +1,8 @@
 """The start screen: what this machine is, what it would run and why, what stands in the way."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -12,47 +12,17 @@ from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from harness import hardware, plan, preflight
-from harness.benchmarks import RESULTS
-from harness.errors import Problem
-from harness.hardware import Detection
-from harness.leaderboard import REPO_BOARD
-from harness.outlook import Outlook, outlook
-from nmoe.config import Dtype, Plan
-from nmoe.paths import DataRoot
-from tui.feed import Failure, attempt
+from nmoe.config import Plan
+from nmoe.paths import DataRoot, preset_names
 from tui.screens import proposal
 from tui.screens.named import NamedScreen
+from tui.screens.request import Request
 from tui.widgets.numbers import Numbers
 from tui.widgets.prose import Paragraphs, Prose
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What was asked for on the command line; None leaves it to the machine."""
-
-    preset: str | None = None
-    dtype: Dtype | None = None
-    gpus: int | None = None
-    steps: int | None = None
-    seed: int | None = None
-    data: Path | None = None
-    overrides: tuple[str, ...] = ()
-    fake_hardware: Path | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
-    """What the machine is, the plan for it unless it is refused, and what is wrong."""
-
-    detection: Detection | None = None
-    plan: Plan | None = None
-    problems: tuple[Problem, ...] = ()
-    outlook: Outlook | None = None
-
-    @property
-    def is_ready(self) -> bool:
-        return self.plan is not None and not any(p.is_blocking for p in self.problems)
+if TYPE_CHECKING:
+    from harness.hardware import Detection
+    from tui.screens.offer import Offer
 
 
 class Launch(Message):
@@ -66,58 +36,10 @@ class Launch(Message):
 class Offered(Message):
     """What there is to say to a request."""
 
-    def __init__(self, offer: Offer, request: Request) -> None:
+    def __init__(self, offer: "Offer", request: Request) -> None:
         super().__init__()
         self.offer = offer
         self.request = request
-
-
-def make_offer(
-    request: Request,
-    root: DataRoot,
-    detection: Detection | None = None,
-    *,
-    repo_board: Path = REPO_BOARD,
-    bench_results: Path = RESULTS,
-) -> Offer:
-    """Detect unless that was done, resolve the plan, look for problems; never raises."""
-    if detection is None:
-        seen = attempt(lambda: hardware.detect(fake=request.fake_hardware))
-        if isinstance(seen, Failure):
-            return Offer(problems=(Problem(what=seen.problem, fix=seen.fix),))
-        detection = seen.value
-    found = detection
-    resolved = attempt(
-        lambda: plan.resolve(
-            preset=request.preset,
-            detection=found,
-            root=root,
-            dtype=request.dtype,
-            gpus=request.gpus,
-            steps=request.steps,
-            seed=request.seed,
-            data=request.data,
-            overrides=request.overrides,
-        )
-    )
-    if isinstance(resolved, Failure):
-        refusal = Problem(what=resolved.problem, fix=resolved.fix)
-        return Offer(detection=found, problems=(refusal,))
-    chosen = resolved.value
-    checked = attempt(lambda: preflight.problems(chosen, found, root))
-    if isinstance(checked, Failure):
-        return Offer(
-            detection=found,
-            plan=chosen,
-            problems=(Problem(what=checked.problem, fix=checked.fix),),
-        )
-    expected = attempt(lambda: outlook(chosen, root, repo_board=repo_board, results=bench_results))
-    return Offer(
-        detection=found,
-        plan=chosen,
-        problems=checked.value,
-        outlook=None if isinstance(expected, Failure) else expected.value,
-    )
 
 
 class Presets(OptionList):
@@ -137,18 +59,17 @@ class SetupScreen(NamedScreen):
         self,
         root: DataRoot,
         request: Request,
+        offer: "Callable[[Request, Detection | None], Offer]",
         *,
         is_readonly: bool = False,
-        repo_board: Path = REPO_BOARD,
-        bench_results: Path = RESULTS,
     ) -> None:
         super().__init__()
         self._root = root
-        self._repo_board, self._bench_results = repo_board, bench_results
+        self._make_offer = offer
         self._request = request
         self._is_readonly = is_readonly
         self._detection: Detection | None = None
-        self._offer = Offer()
+        self._offer: Offer | None = None
         self._is_launching = False
         self._names = _preset_names(request)
         self._machine = Paragraphs((("looking at this machine …", "dim"),), id="machine")
@@ -198,8 +119,9 @@ class SetupScreen(NamedScreen):
         offer = self._offer
         if self._is_readonly:
             self.notify("this screen only looks: it was started with --readonly", markup=False)
-        elif offer.plan is None or not offer.is_ready:
-            blocking = [p.what for p in offer.problems if p.is_blocking] or ["no plan yet"]
+        elif offer is None or offer.plan is None or not offer.is_ready:
+            problems = offer.problems if offer else ()
+            blocking = [p.what for p in problems if p.is_blocking] or ["no plan yet"]
             self.notify(f"cannot launch: {blocking[0]}", severity="error", markup=False)
         elif not self._is_launching:
             self._is_launching = True
@@ -211,19 +133,12 @@ class SetupScreen(NamedScreen):
         self._is_launching = False
 
     def _plan_again(self) -> None:
-        self.run_worker(self._make_offer, thread=True, exclusive=True, exit_on_error=False)
+        self.run_worker(self._plan_now, thread=True, exclusive=True, exit_on_error=False)
 
-    def _make_offer(self) -> None:
+    def _plan_now(self) -> None:
         index = self._presets.highlighted or 0
         request = replace(self._request, preset=self._names[index])
-        offer = make_offer(
-            request,
-            self._root,
-            self._detection,
-            repo_board=self._repo_board,
-            bench_results=self._bench_results,
-        )
-        self.post_message(Offered(offer, request))
+        self.post_message(Offered(self._make_offer(request, self._detection), request))
 
     def on_offered(self, message: Offered) -> None:
         offer, request = message.offer, message.request
@@ -232,14 +147,14 @@ class SetupScreen(NamedScreen):
         self._offer, self._detection = offer, offer.detection
         self.set_class(not offer.is_ready, "-blocked")
         self._machine.show(proposal.machine(offer.detection, self._root))
-        self._why.show(proposal.why(offer.plan, offer.outlook))
+        self._why.show(proposal.why(offer.plan, offer.time))
         self._plan.show(proposal.values(offer.plan, offer.outlook))
         self._problems.show(proposal.problems(offer.problems, is_ready=offer.is_ready))
 
 
 def _preset_names(request: Request) -> tuple[str | None, ...]:
     """None (the machine decides), the presets, and a TOML path that was named."""
-    names: list[str | None] = [None, *plan.preset_names()]
+    names: list[str | None] = [None, *preset_names()]
     if request.preset is not None and request.preset not in names:
         names.insert(1, request.preset)
     return tuple(names)
