@@ -21,6 +21,8 @@ TRAINING_MACHINES = (
     "b200x8_busy",
     "b200x8_healthy",
     "b200x8",
+    "h100x1_recorded",
+    "h100x2_recorded",
     "h100x8",
     "h100x8_troubled",
     "h200x2",
