@@ -8,7 +8,6 @@ for the next answer, its first is the topology; an answer is event lines and an 
 import argparse
 import os
 import select
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -70,7 +69,8 @@ class GpuProcess:
             self._process.stdin.flush()
             records = [decode(line) for line in self._answer(time.monotonic() + ANSWER_S)]
         except (BrokenPipeError, EOFError):
-            raise MachineError(f"{WHO} {self._how_it_ended()}", WAY_ON) from None
+            how = launch.how_it_ended(self._end(patience_s=LEAVE_S))
+            raise MachineError(f"{WHO} {how}", WAY_ON) from None
         except (TimeoutError, EventError) as error:
             self._end(patience_s=0.0)
             raise MachineError(f"{WHO} {error}", WAY_ON) from None
@@ -91,12 +91,6 @@ class GpuProcess:
             self._rest += chunk
         answer, _, self._rest = (b"\n" + self._rest).partition(b"\n\n")
         return answer.split(b"\n")[1:]
-
-    def _how_it_ended(self) -> str:
-        code = self._end(patience_s=LEAVE_S)
-        if code is not None and code < 0:
-            return f"ended with {signal.Signals(-code).name}"
-        return f"ended with exit code {code}"
 
     def _end(self, *, patience_s: float) -> int | None:
         """Let the child end; its exit code."""

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import runs
+from harness import exits, runs
 from harness.errors import HarnessError, MachineError, RunError
 from nmoe import paths
 from nmoe.config import Plan
@@ -217,8 +217,7 @@ def lines_of(command: Sequence[str], *, deadline_s: float) -> Iterator[str]:
             yield from _lines(process.stdout.fileno(), end_at)
             code = process.wait(timeout=max(0.0, end_at - time.monotonic()))
             if code:
-                name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-                how = f"ended with {name}"
+                how = how_it_ended(code)
         except (TimeoutError, subprocess.TimeoutExpired):
             how = f"was not done in {deadline_s:g} s"
         finally:
@@ -229,6 +228,12 @@ def lines_of(command: Sequence[str], *, deadline_s: float) -> Iterator[str]:
             process.stdout.close()
         if how:
             raise MachineError(f"the child {how}", _last_words(errors.fileno()))
+
+
+def how_it_ended(code: int | None) -> str:
+    """The exit code of a child in words; None of one that not even SIGKILL reached."""
+    name = None if code is None else exits.signal_name(code)
+    return f"ended with {name or f'exit code {code}'}"
 
 
 def _lines(fd: int, end_at: float) -> Iterator[str]:

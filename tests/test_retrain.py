@@ -70,7 +70,7 @@ def with_loss(text: str, step: int, more: float) -> str:
     return "".join(lines)
 
 
-def test_run_whose_rounding_grows_is_judged_before_it_did(tmp_path, monkeypatch):
+def test_run_whose_rounding_grows_is_judged_before_it_did(tmp_path):
     """Two ranks at a rate that makes rounding grow: honest is honest, and an early lie is found."""
     rates = [w for n in ("dense", "router", "expert") for w in ("--set", f"optim.lr_{n}=0.5")]
     folder, root = trained_on_two_ranks(tmp_path, *rates, "--set", "optim.lr_muon=0.5")

@@ -18,16 +18,17 @@ from tui.screens.request import Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """What the machine is, the plan for it unless it is refused, and what is wrong.
-
-    `outlook` is what it may be expected to take, `time` of that in words.
-    """
+    """What the machine is, the plan for it unless it is refused, and what is wrong."""
 
     detection: Detection | None = None
     plan: Plan | None = None
     problems: tuple[Problem, ...] = ()
     outlook: Outlook | None = None
-    time: str = ""
+
+    @property
+    def time(self) -> str:
+        """What it may be expected to take, in words."""
+        return time_words(self.outlook) if self.outlook else ""
 
     @property
     def is_ready(self) -> bool:
@@ -74,12 +75,9 @@ def make_offer(
             problems=(Problem(what=checked.problem, fix=checked.fix),),
         )
     expected = attempt(lambda: outlook(chosen, root, repo_board=repo_board, results=bench_results))
-    if isinstance(expected, Failure):
-        return Offer(detection=found, plan=chosen, problems=checked.value)
     return Offer(
         detection=found,
         plan=chosen,
         problems=checked.value,
-        outlook=expected.value,
-        time=time_words(expected.value),
+        outlook=None if isinstance(expected, Failure) else expected.value,
     )
