@@ -99,7 +99,10 @@ def judge(line: Line, detection: Detection, ceilings: Mapping[str, Row]) -> Chec
     """The check of a line; `ceilings` are rows of such GPUs by name."""
     if line.error:
         fix = _FIXES.get(line.name, "")
-        error, what = harmless(line.error, most=200), f" ({line.what})" if line.what else ""
+        error, what = (
+            harmless(line.error, most=200),
+            f" ({harmless(line.what)})" if line.what else "",
+        )
         return Check(
             name=line.where(detection), verdict="problem", value=f"failed: {error}{what}", fix=fix
         )
