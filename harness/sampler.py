@@ -2,10 +2,13 @@
 
 Takes the NVML module as an argument, so that a described machine is sampled like a real one. A
 call that a GPU does not support is asked once; a GPU that is lost is never touched again.
+
+Traffic comes from GPM, never from the NVLink throughput fields: asking for those corrupts the heap
+of whoever asks (driver 580, H100; bench/NOTES.md), and takes fifty times as long.
 """
 
 import ctypes
-import time
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +20,7 @@ STRIKES = 3
 SLOW_EVERY = 10
 # NVML numbers the links of a GPU from 0; H100 and B200 have 18 of them.
 MAX_LINKS = 36
-KIB, MIB = 1024, 1024**2
+MIB = 1024**2
 # nvmlDeviceGetP2PStatus by its literal index: some versions of the binding hold a tuple there.
 P2P_READ, P2P_NVLINK = 0, 2
 # nvmlGpuTopologyLevel: what two GPUs have in common on the way to each other.
@@ -107,31 +110,16 @@ def number_of(nvml: Any, field: Any) -> int | float:
     return getattr(field.value, member)
 
 
-class Rates:
-    """Counters that only grow, as rates; None at first and where a counter went back."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, tuple[float, float]] = {}
-
-    def rate(self, name: str, count: float | None, now: float) -> float | None:
-        """Counts a second since the last call with a count."""
-        if count is None:
-            return None
-        before = self._last.get(name)
-        self._last[name] = (count, now)
-        if before is None or count < before[0] or now <= before[1]:
-            return None
-        return (count - before[0]) / (now - before[1])
-
-
 class Gpm:
     """GPM metrics of one GPU, each a mean since the last call; nothing where it has none."""
 
-    # Metric -> its name in a sample and what one unit of it is.
+    # Metric, its name in a sample and what one unit of it is.
     METRICS = (
-        ("NVML_GPM_METRIC_SM_UTIL", "sm", 0.01),
-        ("NVML_GPM_METRIC_ANY_TENSOR_UTIL", "tensor", 0.01),
-        ("NVML_GPM_METRIC_DRAM_BW_UTIL", "dram", 0.01),
+        ("NVML_GPM_METRIC_SM_UTIL", "sm_frac", 0.01),
+        ("NVML_GPM_METRIC_ANY_TENSOR_UTIL", "tensor_frac", 0.01),
+        ("NVML_GPM_METRIC_DRAM_BW_UTIL", "dram_frac", 0.01),
+        ("NVML_GPM_METRIC_NVLINK_TOTAL_TX_PER_SEC", "nvlink_tx_bytes_s", MIB),
+        ("NVML_GPM_METRIC_NVLINK_TOTAL_RX_PER_SEC", "nvlink_rx_bytes_s", MIB),
         ("NVML_GPM_METRIC_PCIE_TX_PER_SEC", "pcie_tx_bytes_s", MIB),
         ("NVML_GPM_METRIC_PCIE_RX_PER_SEC", "pcie_rx_bytes_s", MIB),
     )
@@ -166,11 +154,13 @@ class Gpm:
             request.metrics[index].metricId = getattr(self._nvml, name)
         if self._asker.call("gpm", lambda: self._nvml.nvmlGpmMetricsGet(request)) is None:
             return {}
-        return {
-            name: round(request.metrics[index].value * unit, 4)
-            for index, (_, name, unit) in enumerate(self.METRICS)
-            if request.metrics[index].nvmlReturn == self._nvml.NVML_SUCCESS
-        }
+        told: dict[str, float] = {}
+        for index, (_, name, unit) in enumerate(self.METRICS):
+            metric = request.metrics[index]
+            # Samples too close to each other divide nothing by nothing.
+            if metric.nvmlReturn == self._nvml.NVML_SUCCESS and math.isfinite(metric.value):
+                told[name] = round(metric.value * unit, 4 if unit < 1 else None)
+        return told
 
     def close(self) -> None:
         """Give the samples back."""
@@ -187,7 +177,6 @@ class GpuSampler:
     def __init__(self, nvml: Any, index: int) -> None:
         self._nvml = nvml
         self.index = index
-        self._rates = Rates()
         self._count = 0
         self._slow: dict[str, Any] = {}
         self.links: tuple[int, ...] | None = None
@@ -242,42 +231,21 @@ class GpuSampler:
             memory_mhz=ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
             throttle=throttle,
             **self._read_fields(asker),
+            **(self._gpm.read() if self._gpm else {}),
             **self._slow,
         )
 
     def _read_fields(self, asker: Asker) -> dict[str, Any]:
-        """Power, temperature of the memory, traffic and activity."""
-        nvml = self._nvml
-        tx, rx = (
-            [(field, link) for link in self.links or ()]
-            for field in (
-                nvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX,
-                nvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX,
-            )
-        )
-        power, heat = (nvml.NVML_FI_DEV_POWER_INSTANT, 0), (nvml.NVML_FI_DEV_MEMORY_TEMP, 0)
-        pcie_tx = (nvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES, 0)
-        pcie_rx = (nvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES, 0)
-        told = asker.fields([power, heat, pcie_tx, pcie_rx, *tx, *rx])
-        now = time.monotonic()
+        """Power now, else its mean of a second, and the temperature of the memory."""
+        power = (self._nvml.NVML_FI_DEV_POWER_INSTANT, 0)
+        heat = (self._nvml.NVML_FI_DEV_MEMORY_TEMP, 0)
+        told = asker.fields([power, heat])
         watts = told.get(power)
         if watts is None:
             watts = asker.ask("nvmlDeviceGetPowerUsage")
-        activity: dict[str, float | None] = dict(self._gpm.read()) if self._gpm else {}
-        rates = {
-            "nvlink_tx_bytes_s": (_total(told, tx), KIB),
-            "nvlink_rx_bytes_s": (_total(told, rx), KIB),
-            "pcie_tx_bytes_s": (told.get(pcie_tx), 1),
-            "pcie_rx_bytes_s": (told.get(pcie_rx), 1),
-        }
-        for name, (count, unit) in rates.items():
-            rate = self._rates.rate(name, count, now)
-            activity[name] = _rounded(activity.get(name) if rate is None else rate * unit)
         return {
             "power_w": None if watts is None else watts / 1e3,
             "memory_temperature_c": told.get(heat),
-            **{f"{name}_frac": activity.pop(name, None) for name in ("sm", "tensor", "dram")},
-            **activity,
         }
 
     def _read_slow(self, asker: Asker) -> dict[str, Any]:
@@ -371,16 +339,3 @@ def _active_links(nvml: Any, asker: Asker) -> tuple[int, ...] | None:
     if all(state is None for state in states):
         return None
     return tuple(link for link, state in enumerate(states) if state == nvml.NVML_FEATURE_ENABLED)
-
-
-def _total(
-    told: dict[tuple[int, int], int | float], ids: Sequence[tuple[int, int]]
-) -> float | None:
-    """The sum over all links, or None when one of them does not tell."""
-    values = [told.get(each) for each in ids]
-    known = [value for value in values if value is not None]
-    return sum(known) if known and len(known) == len(values) else None
-
-
-def _rounded(rate: float | None) -> int | None:
-    return None if rate is None else round(rate)

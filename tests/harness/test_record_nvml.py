@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pynvml
 import pytest
@@ -22,19 +21,6 @@ RECORDED = sorted(SCENARIOS.glob("*_recorded.json")) or [
 
 def fake(scenario):
     return FakeNvml(json.loads(json.dumps(scenario)), real=pynvml)
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A second passes with every look at the time; the same seconds for every machine."""
-
-    def restart():
-        now = iter(range(10_000))
-        ticking = SimpleNamespace(monotonic=lambda: float(next(now)), sleep=lambda _: None)
-        monkeypatch.setattr("harness.sampler.time", ticking)
-
-    restart()
-    return restart
 
 
 def said_by(nvml, *, samples):
@@ -57,12 +43,10 @@ def described(name):
 
 
 @pytest.mark.parametrize("name", ["b200x8_busy", "h200x2", "not_available", "mig", "lost_later"])
-def test_recorded_machine_says_what_the_machine_said(name, clock):
+def test_recorded_machine_says_what_the_machine_said(name):
     scenario = described(name)
     recorded = record(fake(scenario), num_samples=12, every_s=0.0)
-    clock()
     expected = said_by(fake(scenario), samples=12)
-    clock()
     assert said_by(fake(recorded), samples=12) == expected
 
 

@@ -6,14 +6,13 @@ The machines are made up: their tables have the names and units of NVML, not rea
 import copy
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pynvml
 import pytest
 
 from harness.fake_nvml import FakeNvml
-from harness.sampler import Rates, Sampler
+from harness.sampler import Sampler
 
 SCENARIOS = Path(__file__).parent.parent / "data" / "hardware"
 
@@ -28,14 +27,6 @@ def fake(name: str, **changes: Any) -> FakeNvml:
     if changes:
         machine["gpus"][0] |= changes
     return FakeNvml(machine, real=pynvml)
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A second passes with every look at the time."""
-    now = iter(range(1000))
-    ticking = SimpleNamespace(monotonic=lambda: float(next(now)))
-    monkeypatch.setattr("harness.sampler.time", ticking)
 
 
 def test_sample_reports_every_value_and_energy():
@@ -101,20 +92,16 @@ def test_sampler_of_no_gpus_needs_no_driver():
 BUSY = "b200x8_busy"
 
 
-@pytest.mark.usefixtures("clock")
 def test_sample_has_traffic_activity_and_health_of_a_gpu_that_tells_all():
-    sampler = Sampler([0], nvml=fake(BUSY))
-    first, second = (sampler.sample()[0] for _ in range(2))
-    assert first.nvlink_tx_bytes_s is None  # a counter alone is no rate
-    assert second.nvlink_tx_bytes_s == 18 * 1_000_000 * 1024
-    assert second.nvlink_rx_bytes_s == 18 * 900_000 * 1024
-    assert (second.pcie_tx_bytes_s, second.pcie_rx_bytes_s) == (3_000_000, 5_000_000)
-    assert (second.sm_frac, second.tensor_frac, second.dram_frac) == (0.88, 0.52, 0.41)
-    assert second.power_w == 953.0  # the instant one, not the average
-    assert (second.temperature_c, second.memory_temperature_c) == (66, 71)
-    assert (second.ecc_corrected, second.ecc_uncorrected) == (12, 0)
-    assert (second.remapped_rows, second.is_remap_pending) == (3, False)
-    assert (second.sm_mhz, second.sm_max_mhz, second.throttle) == (1830, 1965, 4)
+    (event,) = Sampler([0], nvml=fake(BUSY)).sample()
+    assert (event.nvlink_tx_bytes_s, event.nvlink_rx_bytes_s) == (17000 << 20, 16000 << 20)
+    assert (event.pcie_tx_bytes_s, event.pcie_rx_bytes_s) == (3 << 20, 5 << 20)
+    assert (event.sm_frac, event.tensor_frac, event.dram_frac) == (0.88, 0.52, 0.41)
+    assert event.power_w == 953.0  # the instant one, not the average
+    assert (event.temperature_c, event.memory_temperature_c) == (66, 71)
+    assert (event.ecc_corrected, event.ecc_uncorrected) == (12, 0)
+    assert (event.remapped_rows, event.is_remap_pending) == (3, False)
+    assert (event.sm_mhz, event.sm_max_mhz, event.throttle) == (1830, 1965, 4)
 
 
 def test_sample_falls_back_to_average_power_and_old_reasons_when_the_driver_is_old():
@@ -129,14 +116,29 @@ def test_sample_falls_back_to_average_power_and_old_reasons_when_the_driver_is_o
     assert event.memory_temperature_c is None
 
 
-@pytest.mark.usefixtures("clock")
-def test_pcie_comes_from_gpm_when_there_is_no_counter():
-    table = scenario(BUSY)["gpus"][0]
-    fields = {name: value for name, value in table["fields"].items() if "PCIE" not in name}
-    gpm = table["gpm"] | {"NVML_GPM_METRIC_PCIE_TX_PER_SEC": 2.0}
-    sampler = Sampler([0], nvml=fake(BUSY, fields=fields, gpm=gpm))
-    (event,) = sampler.sample()
-    assert (event.pcie_tx_bytes_s, event.pcie_rx_bytes_s) == (2 * 1024**2, None)
+def test_traffic_is_none_where_gpm_does_not_tell_it():
+    gpm = {"NVML_GPM_METRIC_PCIE_TX_PER_SEC": 2.0}
+    (event,) = Sampler([0], nvml=fake(BUSY, gpm=gpm)).sample()
+    assert (event.pcie_tx_bytes_s, event.pcie_rx_bytes_s) == (2 << 20, None)
+    assert (event.nvlink_tx_bytes_s, event.sm_frac) == (None, None)
+
+
+def test_activity_that_is_no_number_is_none():
+    gpm = {"NVML_GPM_METRIC_DRAM_BW_UTIL": float("nan"), "NVML_GPM_METRIC_SM_UTIL": 50.0}
+    (event,) = Sampler([0], nvml=fake(BUSY, gpm=gpm)).sample()
+    assert (event.dram_frac, event.sm_frac) == (None, 0.5)
+
+
+def test_no_counter_of_a_link_is_asked_for():
+    """Asking for them corrupts the heap of who asks."""
+    nvml = fake(BUSY)
+    asked = []
+    real = nvml.nvmlDeviceGetFieldValues
+    nvml.nvmlDeviceGetFieldValues = lambda handle, ids: asked.extend(ids) or real(handle, ids)
+    sampler = Sampler([0, 1], nvml=nvml)
+    sampler.sample()
+    fields = {pynvml.NVML_FI_DEV_POWER_INSTANT, pynvml.NVML_FI_DEV_MEMORY_TEMP}
+    assert {field for field, _ in asked} == fields
 
 
 def test_fields_that_are_not_supported_are_asked_once():
@@ -147,7 +149,7 @@ def test_fields_that_are_not_supported_are_asked_once():
     nvml.nvmlDeviceGetFieldValues = lambda handle, ids: asked.append(len(ids)) or real(handle, ids)
     for _ in range(4):
         sampler.sample()
-    assert asked == [4]
+    assert asked == [2]
 
 
 def test_links_that_are_down_are_not_counted():
@@ -222,15 +224,6 @@ def test_topology_names_the_way_from_each_gpu_to_each():
     host = fake(BUSY, nvmlDeviceGetP2PStatus=none, nvmlDeviceGetTopologyCommonAncestor=40)
     assert Sampler([0, 1], nvml=host).topology().paths[1] == "node"
     assert Sampler([0, 1], nvml=fake("not_available", count=2)).topology().paths[1] is None
-
-
-def test_rate_is_none_when_a_counter_goes_back():
-    rates = Rates()
-    assert [rates.rate("x", count, now) for now, count in enumerate((10, 30, 5, 7))] == [
-        None, 20, None, 2,
-    ]  # fmt: skip
-    assert rates.rate("x", None, 9) is None
-    assert rates.rate("x", 50, 3.0) is None  # no time has passed
 
 
 @pytest.mark.gpu
