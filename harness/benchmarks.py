@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 from nmoe.config import ConfigError, build
-from nmoe.paths import REPO_ROOT
+from nmoe.paths import BENCH_RESULTS
 
-RESULTS = REPO_ROOT / "bench" / "results"
 OURS = "nmoe"
 # As the suite judges: slower by more than this, and by more than the spread of either.
 REGRESSION = 1.03
@@ -114,7 +113,7 @@ class Results:
     problems: tuple[str, ...] = ()
 
 
-def read(folder: Path = RESULTS) -> Results:
+def read(folder: Path = BENCH_RESULTS) -> Results:
     """The results in `folder`; one that is missing is empty, a line that is no row is a problem."""
     rows: list[Row] = []
     problems: list[str] = []

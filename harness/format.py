@@ -6,6 +6,7 @@ tell) and never as 0; NaN and the infinities come out as nan, inf and -inf.
 
 import math
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 NOT_YET = "–"
 NOT_AVAILABLE = "N/A"
@@ -28,6 +29,15 @@ def seconds(value: float | None, *, none: str = NOT_YET) -> str:
     if hours:
         return f"{sign}{hours}:{minute:02}:{second:02}"
     return f"{sign}{minute}:{second:02}"
+
+
+def time_of_day(moment: float, *, is_utc: bool = False) -> str:
+    """A unix time as 19:05:11 here, or as 19:05:11Z; dashes when no calendar has it."""
+    try:
+        text = f"{datetime.fromtimestamp(moment, UTC if is_utc else None):%H:%M:%S}"
+    except (OverflowError, OSError, ValueError):
+        text = "--:--:--"
+    return f"{text}Z" if is_utc else text
 
 
 def exact_seconds(value: float | None, *, none: str = NOT_YET) -> str:

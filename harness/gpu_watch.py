@@ -256,7 +256,14 @@ def _troubled(trouble: Trouble, sample: Sequence[GpuEvent]) -> list[int]:
     """The GPUs that have this trouble now."""
     if trouble.bits:
         return [gpu.index for gpu in sample if (gpu.throttle or 0) & trouble.bits]
-    # One that says why it is slow is told with that reason.
+    return stragglers(sample)
+
+
+def stragglers(sample: Sequence[GpuEvent]) -> list[int]:
+    """The GPUs that run slower than the others and do not say why.
+
+    By their clocks: all ranks take the same time for a step, since each waits for the slowest.
+    """
     silent = {gpu.index for gpu in sample if not (gpu.throttle or 0) & REASONS}
     clocks = {gpu.index: gpu.sm_mhz for gpu in sample if gpu.sm_mhz is not None}
     return [

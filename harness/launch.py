@@ -28,6 +28,7 @@ from nmoe.paths import REPO_ROOT, DataRoot, RunFolder, write_atomic
 
 SUPERVISOR = (sys.executable, "-m", "harness.supervise")
 RANK = (sys.executable, "-m", "nmoe.train")
+BENCH = (sys.executable, "-m", "bench")
 RETRY_S = 0.02
 KILLED_S = 2.0  # from SIGKILL to the end
 # Longer lines are no lines of ours; and this much of the end of what a child says on stderr.
@@ -165,6 +166,31 @@ def spawn_answering(command: Sequence[str]) -> Process:
         cwd=REPO_ROOT,
         env=_python_env(),
     )
+
+
+def spawn_bench(root: DataRoot, arguments: Sequence[str]) -> None:
+    """The bench suite, which outlives this process; it holds the lock and writes the log."""
+    refusal = RunError("the bench suite is at work already", f"See {root.bench / 'log'}")
+    try:
+        root.bench.mkdir(parents=True, exist_ok=True)
+        lock_fd = take_lock(root.bench / "lock", refusal=refusal)
+        try:
+            with (root.bench / "log").open("wb") as log:
+                process = subprocess.Popen(
+                    [*BENCH, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=REPO_ROOT,
+                    env=_python_env(),
+                    pass_fds=(lock_fd,),
+                    start_new_session=True,
+                )
+        finally:
+            os.close(lock_fd)
+    except OSError as error:
+        raise _cannot_write(root.bench, error) from None
+    threading.Thread(target=process.wait, daemon=True).start()
 
 
 def let_end(process: Process, *, patience_s: float) -> int | None:

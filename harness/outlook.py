@@ -11,14 +11,14 @@ from statistics import median, stdev
 
 from harness import benchmarks, best, leaderboard, runs
 from harness import format as fmt
-from harness.benchmarks import OURS, RESULTS, Row
+from harness.benchmarks import OURS, Row
 from harness.entry import Entry
 from harness.errors import BoardError
 from harness.leaderboard import PUBLISHED_MARK, REPO_BOARD
 from nmoe.config import ConfigError, Plan, read_plan
 from nmoe.flops import product
 from nmoe.memory import Memory, estimate
-from nmoe.paths import DataRoot
+from nmoe.paths import BENCH_RESULTS, DataRoot
 
 # What rows of results are about: a step, or what a GPU does at most.
 STEP, CEILING = "step", "ceiling "
@@ -61,7 +61,7 @@ class Outlook:
 
 
 def outlook(
-    plan: Plan, root: DataRoot, *, repo_board: Path = REPO_BOARD, results: Path = RESULTS
+    plan: Plan, root: DataRoot, *, repo_board: Path = REPO_BOARD, results: Path = BENCH_RESULTS
 ) -> Outlook:
     """Look through boards, run folders and rows of results."""
     entries = [
@@ -159,7 +159,7 @@ def _of_published(plan: Plan, repo_board: Path) -> Pace | None:
     )
 
 
-def ceilings(gpu: str, results: Path = RESULTS) -> dict[str, Row]:
+def ceilings(gpu: str, results: Path = BENCH_RESULTS) -> dict[str, Row]:
     """The newest rows of matmul, copy and peer on such a GPU, as far as there are any."""
     rows = [
         row

@@ -1,20 +1,19 @@
 """Run folders as they are on disk: tails of their files, the state they add up to, who is alive."""
 
-import fcntl
 import json
-import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.alive import is_alive, run_folders
 from harness.errors import RunError
 from harness.run_state import RunState
 from harness.status import RunStatus, status
 from harness.tails import READ_BYTES, Tail, merge, placed
 from nmoe.config import ConfigError, build, read_plan
 from nmoe.events import Record
-from nmoe.paths import RUN_ID, DataRoot, RunFolder
+from nmoe.paths import DataRoot, RunFolder
 
 # A list of runs reads this much of the end of a file: with a validation in it, as a rule.
 LIST_BYTES = 1 << 14
@@ -71,6 +70,11 @@ class RunReader:
             state = replace(state, bad_lines=bad_lines)
         self.state = state
         return records
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the last read left something that is there."""
+        return any(tail.is_behind for tail in self._tails)
 
     def _open(self) -> tuple[Tail, ...]:
         return tuple(Tail(path) for path in _event_files(self.folder))
@@ -160,22 +164,6 @@ def read_all(folder: RunFolder) -> tuple[RunState, tuple[Record, ...]]:
     return replace(first, bad_lines=reader.state.bad_lines), tuple(records)
 
 
-def is_alive(folder: RunFolder) -> bool:
-    """Whether a process of the run holds its lock."""
-    try:
-        fd = os.open(folder.lock, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        # Shared, so that two who ask never see each other; a holder has it exclusively.
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False
-
-
 def find(root: DataRoot, run_id: str) -> RunFolder:
     """The folder of a run by its id, a unique beginning of it, or "last"; RunError otherwise."""
     if run_id == "last":
@@ -183,7 +171,7 @@ def find(root: DataRoot, run_id: str) -> RunFolder:
         if not rows:
             raise RunError(f"no runs in {root.runs}", "Run: n speedrun")
         return root.run(rows[0].run_id)
-    names = [path.name for path in _run_folders(root)]
+    names = [folder.run_id for folder in run_folders(root)]
     exact = [name for name in names if name == run_id]
     matches = exact or [name for name in names if run_id and name.startswith(run_id)]
     if len(matches) == 1:
@@ -196,7 +184,7 @@ def find(root: DataRoot, run_id: str) -> RunFolder:
 
 def list_runs(root: DataRoot) -> list[Summary]:
     """All runs, newest first; reads state.json and plan.json, event files only where those lack."""
-    summaries = [summarize(root.run(path.name)) for path in _run_folders(root)]
+    summaries = [summarize(folder) for folder in run_folders(root)]
     return sorted(summaries, key=lambda row: (row.created, row.run_id), reverse=True)
 
 
@@ -283,13 +271,6 @@ def _summarize_events(folder: RunFolder, *, alive: bool, fixed: dict[str, Any]) 
 
 def _event_files(folder: RunFolder) -> tuple[Path, ...]:
     return folder.train, folder.supervisor, folder.gpus
-
-
-def _run_folders(root: DataRoot) -> list[Path]:
-    try:
-        return [path for path in root.runs.iterdir() if RUN_ID.fullmatch(path.name)]
-    except OSError:
-        return []
 
 
 def _load_ends(folder: RunFolder, *paths: Path) -> tuple[RunState, str]:

@@ -24,6 +24,7 @@ CONSTRAINTS = REPO_ROOT / "constraints.txt"
 BOARD_NAME = "LEADERBOARD.json"
 REPO_BOARD = REPO_ROOT / BOARD_NAME
 PRESETS = REPO_ROOT / "configs" / "speedrun"
+BENCH_RESULTS = REPO_ROOT / "bench" / "results"
 LOCK_PATIENCE_S = 1.0
 LOCK_RETRY_S = 0.02
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -73,6 +74,11 @@ class DataRoot:
     def bundle(self, name: str) -> Path:
         """Folder of the eval bundle `name`."""
         return self.path / "eval" / name
+
+    @property
+    def bench(self) -> Path:
+        """Folder of the lock and the log of the bench suite, when a screen started it."""
+        return self.path / "bench"
 
     @property
     def core_cache(self) -> Path:

@@ -68,6 +68,7 @@ DEFERRED_IMPORTS = (
     "nmoe/data/files.py",
     "harness/verbs/",
     "harness/cli.py",
+    "tui/__main__.py",
     "tui/catalog.py",
     "tui/remote.py",
 )

@@ -51,8 +51,9 @@ def test_package_loads_no_torch_when_every_module_is_imported(package):
     assert loaded_by(modules(package), HEAVY) == set()
 
 
-def test_first_screen_waits_for_neither_numbers_nor_tables():
-    heavy = (*HEAVY, "numpy", "pyarrow", "duckdb", "sqlite3", "yaml", "tui.screens.summary")
+def test_first_screen_waits_for_neither_numbers_nor_tables_nor_runs():
+    tables = ("numpy", "pyarrow", "duckdb", "sqlite3", "yaml", "tui.screens.summary")
+    heavy = (*HEAVY, *tables, "nmoe.config", "nmoe.events", "harness.runs")
     assert loaded_by(["tui.__main__"], heavy) == set()
 
 

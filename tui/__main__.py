@@ -12,11 +12,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import replay, runs
+from harness.alive import is_alive, newest_alive
 from harness.errors import HarnessError, UsageError
-from nmoe.paths import RunFolder, data_root
-from tui.app import NmoeApp, newest_alive
-from tui.replay import ReplayApp
+from nmoe.paths import DataRoot, RunFolder, data_root
+from tui.app import NmoeApp
 from tui.screens.request import Request
 
 DTYPES = ("bf16", "fp8", "nvfp4", "fp32")
@@ -30,26 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _end_with_parent()
         else:
             _need_terminal(args)
-        root = data_root()
-        run = None
-        if args.verb == "attach":
-            run = runs.find(root, args.run)
-        elif args.verb == "replay":
-            run = replay.find(root, args.run)
-        elif args.verb is None:
-            run = newest_alive(root)
+        app = _app(args, data_root())
     except HarnessError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    is_ascii = (
-        args.ascii or not args.web and not (sys.stdout.encoding or "").lower().startswith("utf")
-    )
-    if args.verb == "replay" and run is not None:
-        app = ReplayApp(root, run=run, speed=args.speed, is_ascii=is_ascii)
-    else:
-        app = NmoeApp(
-            root, run=run, request=_request(args), is_readonly=args.readonly, is_ascii=is_ascii
-        )
     app.run()
     if args.verb != "replay" and not args.web:
         _say_how_to_come_back(app.run_folder)
@@ -80,6 +63,31 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--set", action="append", default=[], dest="overrides")
     start.add_argument("--fake-hardware", type=Path)
     return parser
+
+
+def _app(args: argparse.Namespace, root: DataRoot) -> NmoeApp:
+    """The app that shows what was asked for; RunError when there is no such run."""
+    is_ascii = (
+        args.ascii or not args.web and not (sys.stdout.encoding or "").lower().startswith("utf")
+    )
+    match args.verb:
+        case "replay":
+            from harness import replay
+            from tui.replay import ReplayApp
+
+            run = replay.find(root, args.run)
+            return ReplayApp(root, run=run, speed=args.speed, is_ascii=is_ascii)
+        case "attach":
+            from harness import runs
+
+            run = runs.find(root, args.run)
+        case "start":
+            run = None
+        case _:
+            run = newest_alive(root)
+    return NmoeApp(
+        root, run=run, request=_request(args), is_readonly=args.readonly, is_ascii=is_ascii
+    )
 
 
 def _request(args: argparse.Namespace) -> Request:
@@ -125,7 +133,7 @@ def _say_how_to_come_back(run: RunFolder | None) -> None:
     """One line on the terminal that was left; none when it is gone."""
     if run is None:
         return
-    state = "the run goes on, come back" if runs.is_alive(run) else "the run is over, look again"
+    state = "the run goes on, come back" if is_alive(run) else "the run is over, look again"
     try:
         sys.stdout.write(f"{state} with: n attach {run.run_id}\n")
         sys.stdout.flush()

@@ -15,20 +15,22 @@ from textual.binding import Binding, BindingType
 from textual.command import CommandPalette
 from textual.screen import Screen
 
-from harness import runs
 from harness.sheet import save
 from nmoe.paths import DataRoot, RunFolder
 from tui.catalog import OF_RUN, SCREENS, Catalog
-from tui.feed import Failure, Feed, FeedFailed, RunChanged, RunView, Success, attempt
+from tui.feed import Failure, FeedFailed, RunChanged, RunView, Success, attempt
 from tui.remote import RemoteControl
 from tui.screens.ask import Ask, Choice
 from tui.screens.help import HelpScreen, declared
 from tui.screens.named import NamedScreen
 from tui.screens.request import Request
 from tui.screens.sheet import FORMATS, fits_clipboard
+from tui.widgets.logs import UTC, LogTail
+from tui.widgets.pager import Pager
 
 if TYPE_CHECKING:  # read with its screen
     from harness.best import Best
+    from tui.reader import Feed
     from tui.screens.runs import Attach, Marked
 
 REMOTE = ("SSH_CONNECTION", "SSH_TTY")
@@ -65,6 +67,7 @@ class NmoeApp(RemoteControl):
         Binding("space", "freeze", "freeze", tooltip="hold the view still; the run goes on"),
         Binding("S", "stop_run", "stop", tooltip="save a checkpoint and end the run"),
         Binding("R", "resume_run", "resume", show=False, tooltip="go on with a run that is over"),
+        Binding("T", "time_zone", "zone", show=False, tooltip="times of here, or in UTC"),
         Binding("q", "detach", "detach", tooltip="leave; the run goes on"),
         Binding("question_mark", "help", "help", key_display="?", tooltip="keys and states"),
         Binding("y", "copy", "copy", show=False, tooltip="copy the panel in focus as text"),
@@ -86,7 +89,6 @@ class NmoeApp(RemoteControl):
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
-        self._clock = clock
         if any(name in os.environ for name in REMOTE):
             self.animation_level = "none"
         self.set_class(is_ascii, "-ascii")
@@ -156,9 +158,9 @@ class NmoeApp(RemoteControl):
         """Draw the marked runs over the one that is watched."""
         self.screens.screen("run").show_marked(message.others)
 
-    def open_feed(self, folder: RunFolder) -> Feed:
+    def open_feed(self, folder: RunFolder) -> "Feed":
         """What posts views of the run."""
-        return Feed(folder, self.post_message, clock=self._clock)
+        return self.screens.feed(folder, self.post_message)
 
     def on_run_changed(self, message: RunChanged) -> None:
         if self._feed is None or message.view.state.run_id != self._feed.folder.run_id:
@@ -243,6 +245,13 @@ class NmoeApp(RemoteControl):
         self.held = self.view if self.held is None else None
         self._show_view()
 
+    def action_time_zone(self) -> None:
+        """Show times in UTC, or those of here."""
+        self.toggle_class(UTC)
+        for screen in self.screens.made.values():
+            for panel in (*screen.query(LogTail), *screen.query(Pager)):
+                panel.redraw()
+
     def action_help(self) -> None:
         self.push_screen(HelpScreen(declared(self.screen.active_bindings.values())))
 
@@ -309,11 +318,3 @@ class NmoeApp(RemoteControl):
 
     def _exit_by(self, number: signal.Signals) -> Callable[[], None]:
         return lambda: self.exit(return_code=128 + number)
-
-
-def newest_alive(root: DataRoot) -> RunFolder | None:
-    """The newest run that a process holds, if any."""
-    for row in runs.list_runs(root):
-        if row.is_alive:
-            return root.run(row.run_id)
-    return None

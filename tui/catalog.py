@@ -8,9 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.benchmarks import RESULTS
-from nmoe.config import Plan
-from nmoe.paths import REPO_BOARD, DataRoot
+from textual.message import Message
+
+from nmoe.paths import BENCH_RESULTS, REPO_BOARD, DataRoot, RunFolder
 from tui.screens.named import NamedScreen
 from tui.screens.request import Request
 from tui.screens.setup import SetupScreen
@@ -18,6 +18,8 @@ from tui.screens.setup import SetupScreen
 if TYPE_CHECKING:
     from harness.best import Best
     from harness.hardware import Detection
+    from nmoe.config import Plan
+    from tui.reader import Feed
     from tui.screens.offer import Offer
 
 
@@ -62,13 +64,19 @@ class Catalog:
         self.made: dict[str, NamedScreen] = {"setup": self.setup}
         self._root, self._is_readonly, self._clock = root, is_readonly, clock
         self._repo_board = repo_board or REPO_BOARD
-        self._bench_results = bench_results or RESULTS
+        self._bench_results = bench_results or BENCH_RESULTS
 
     def screen(self, name: str) -> NamedScreen:
         """The screen of this name, always the same one."""
         if name not in self.made:
             self.made[name] = self._make(name)
         return self.made[name]
+
+    def feed(self, folder: RunFolder, post: Callable[[Message], object]) -> "Feed":
+        """What posts views of the run."""
+        from tui.reader import Feed
+
+        return Feed(folder, post, clock=self._clock)
 
     def offer(self, request: Request, detection: "Detection | None") -> "Offer":
         """What there is to say to a request; for a thread."""
@@ -82,7 +90,7 @@ class Catalog:
             bench_results=self._bench_results,
         )
 
-    def find_best(self, plan: Plan) -> "Best | None":
+    def find_best(self, plan: "Plan") -> "Best | None":
         """The run that one of this plan races against; for a thread."""
         from harness import best
 
@@ -123,7 +131,7 @@ class Catalog:
             case "kernels":
                 from tui.screens.kernels import KernelsScreen
 
-                return KernelsScreen(self._bench_results)
+                return KernelsScreen(self._root, self._bench_results, is_readonly=self._is_readonly)
             case "logs":
                 from tui.screens.logs import LogsScreen
 

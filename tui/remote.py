@@ -1,4 +1,4 @@
-"""The remote control: the few acts on a run, each asked about before it is done."""
+"""The remote control: the few acts on runs and GPUs, each asked about before it is done."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 from textual.app import App
 
 from harness import format as fmt
-from harness import launch
-from harness.runs import MAX_NOTE
 from nmoe.paths import DataRoot, RunFolder
 from tui.feed import Failure, RunView, Success, attempt
 from tui.screens.ask import Ask, AskText, Choice, Question
 from tui.screens.setup import Launch
 
 if TYPE_CHECKING:  # read with its screen
+    from tui.screens.kernels import Measure
     from tui.screens.runs import Delete, Note
 
 STOPPED_BY = "the screen"
@@ -95,6 +94,8 @@ class RemoteControl(App[None]):
             return
 
         def work() -> None:
+            from harness import launch
+
             outcome = attempt(lambda: launch.resume(folder))
             self.call_from_thread(self._resumed, outcome)
 
@@ -114,6 +115,8 @@ class RemoteControl(App[None]):
         return bool(self.view and self.view.is_alive) and not self.is_readonly
 
     def _request_stop(self) -> bool:
+        from harness import launch
+
         folder = self.run_folder
         if folder is None:
             return False
@@ -129,6 +132,8 @@ class RemoteControl(App[None]):
         plan = message.plan
 
         def work() -> None:
+            from harness import launch
+
             outcome = attempt(lambda: launch.start(plan, self.root))
             self.call_from_thread(self._started, outcome)
 
@@ -143,7 +148,7 @@ class RemoteControl(App[None]):
 
     def on_note(self, message: "Note") -> None:
         """Ask for a line, and keep it beside the run."""
-        from harness import curate
+        from harness import curate, runs
 
         run = message.run
 
@@ -153,7 +158,7 @@ class RemoteControl(App[None]):
                 self._change(lambda: curate.write_note(folder, text), "noted")
 
         question = f"Note beside {run.run_id}; an empty one takes it away"
-        self.push_screen(AskText(question, text=run.note, max_length=MAX_NOTE), answered)
+        self.push_screen(AskText(question, text=run.note, max_length=runs.MAX_NOTE), answered)
 
     def on_delete(self, message: "Delete") -> None:
         """Ask for the id, then delete the run."""
@@ -174,6 +179,27 @@ class RemoteControl(App[None]):
             " model can no longer be verified. Type the id."
         )
         self.push_screen(AskText(question, wanted=run.run_id), answered)
+
+    def on_measure(self, message: "Measure") -> None:
+        """Ask for a part of the bench suite, and start it; its screen sees it at work."""
+        from harness import measure
+
+        choices = [Choice(part, f"{part}: {what}") for part, what in measure.PARTS.items()]
+        question = "Measure what? It takes all GPUs for minutes."
+        self.push_screen(Ask(question, [Choice("cancel", "Cancel"), *choices]), self._measure)
+
+    def _measure(self, part: str | None) -> None:
+        from harness import measure
+
+        if part not in measure.PARTS:
+            return
+
+        def work() -> None:
+            outcome = attempt(lambda: measure.start(part, self.root))
+            if isinstance(outcome, Failure):
+                self.call_from_thread(self.complain, outcome)
+
+        self.run_worker(work, thread=True, exclusive=True, group="measure", exit_on_error=False)
 
     def _change(self, act: Callable[[], None], done: str) -> None:
         """Do it off the screen's thread, say what came of it and show the list anew."""

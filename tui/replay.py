@@ -7,7 +7,8 @@ from textual.widgets import Footer
 
 from nmoe.paths import DataRoot, RunFolder
 from tui.app import NmoeApp
-from tui.feed import Position, ReplayFeed, RunChanged
+from tui.feed import Position, RunChanged
+from tui.reader import ReplayFeed
 from tui.widgets.scrubber import Scrub, Scrubber
 
 JUMP_FRAC = 0.05

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from harness import format as fmt
 from harness import launch, outlook
-from harness.benchmarks import RESULTS, Row
+from harness.benchmarks import Row
 from harness.doctor.check import Check, Verdict, harmless, judged
 from harness.doctor.host import INSTALL, floors, is_at_least, numbers
 from harness.errors import HarnessError
 from harness.hardware import Detection
 from nmoe.config import ConfigError, build
 from nmoe.flops import peak_tflops, product
+from nmoe.paths import BENCH_RESULTS
 
 COMMAND = (sys.executable, "-P", "-m", "nmoe.probe")
 DEADLINE_S = 180.0
@@ -62,7 +63,7 @@ def examine(
     *,
     command: Sequence[str] | None = None,
     deadline_s: float = DEADLINE_S,
-    results: Path = RESULTS,
+    results: Path = BENCH_RESULTS,
 ) -> Iterator[Check]:
     """Each finding as it comes; a child that fails, hangs or talks nonsense is a problem."""
     is_silent, gpu = True, detection.hardware.gpu

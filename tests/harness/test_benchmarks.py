@@ -7,7 +7,8 @@ import pytest
 
 from bench import rows as suite
 from harness import benchmarks
-from harness.benchmarks import RESULTS, Row, compare
+from harness.benchmarks import Row, compare
+from nmoe.paths import BENCH_RESULTS
 from tests.bench.results import a_machine, a_row
 
 ROW = Row(what="up", shape="s1", implementation="nmoe", gpu="NVIDIA H200", gpus=1,
@@ -20,11 +21,11 @@ def later(**changes):
 
 def test_rows_of_the_repository_are_read_whole():
     found = benchmarks.read()
-    lines = sum(len(path.read_text().splitlines()) for path in RESULTS.glob("*.jsonl"))
+    lines = sum(len(path.read_text().splitlines()) for path in BENCH_RESULTS.glob("*.jsonl"))
 
     assert found.problems == ()
     assert sum(1 + len(bench.history) for bench in found.benches) == lines
-    summary = json.loads((RESULTS / "summary.json").read_text())
+    summary = json.loads((BENCH_RESULTS / "summary.json").read_text())
     assert {metric.name: metric.value for metric in found.metrics} == {
         name: value["value"] for name, value in summary.items()
     }

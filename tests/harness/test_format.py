@@ -1,6 +1,7 @@
 """Numbers to text: the forms that screens and lines rely on, and values no machine should send."""
 
 import math
+import time
 from collections.abc import Callable
 
 import pytest
@@ -24,6 +25,18 @@ FORMATTERS = [
     fmt.gib,
     fmt.fixed,
 ]
+
+
+def test_time_of_day_is_of_here_or_marked_as_utc(monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert fmt.time_of_day(3661) == "10:01:01"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert fmt.time_of_day(3661, is_utc=True) == "01:01:01Z"
+    assert fmt.time_of_day(1e30) == fmt.time_of_day(math.nan) == "--:--:--"
 
 
 @pytest.mark.parametrize(

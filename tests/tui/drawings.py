@@ -70,12 +70,12 @@ def gpus() -> tuple[Gpu, ...]:
     at_work = Gpu(
         index=0, rank=0, util=0.97, sm=0.81, tensor=0.62, memory_used_bytes=151 << 30,
         memory_total_bytes=180 << 30, power_w=998.0, power_limit_w=1000.0, temperature_c=71,
-        sm_mhz=1920, throttle=0, nvlink_bytes_s=412e9, step_ms=83.2,
+        sm_mhz=1920, throttle=0, nvlink_bytes_s=412e9,
     )  # fmt: skip
     every = [replace(at_work, index=i, rank=i) for i in range(8)]
     every[1] = replace(every[1], throttle=0x04)
     every[2] = replace(every[2], throttle=0x48, temperature_c=91)
-    every[3] = replace(every[3], step_ms=99.0, is_behind=True)
+    every[3] = replace(every[3], sm_mhz=1410, is_behind=True)
     every[4] = replace(every[4], util=0.0, power_w=90.0, temperature_c=30)
     every[5] = Gpu(index=5)
     every[6] = Gpu(index=6, is_lost=True)

@@ -10,17 +10,25 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Sequence
 
 from tests.conftest import REPO_ROOT
 
 PATIENCE_S = 20.0
 SIZES = ("LINES", "COLUMNS")
+TUI = (sys.executable, "-m", "tui")
 
 
 class Terminal:
     """A child on a pty of its own; everything it writes is kept in `output`."""
 
-    def __init__(self, *args: str, size: tuple[int, int] = (80, 24), **environ: str) -> None:
+    def __init__(
+        self,
+        *args: str,
+        program: Sequence[str] = TUI,
+        size: tuple[int, int] = (80, 24),
+        **environ: str,
+    ) -> None:
         self.output = b""
         self.master, slave = pty.openpty()
         columns, lines = size
@@ -28,7 +36,7 @@ class Terminal:
         # A size in the environment would hold against every resize.
         inherited = {key: value for key, value in os.environ.items() if key not in SIZES}
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "tui", *args],
+            [*program, *args],
             stdin=slave,
             stdout=slave,
             stderr=slave,

@@ -5,11 +5,12 @@ import json
 import pytest
 
 from harness import hardware, leaderboard, standings
+from harness.alive import newest_alive
 from harness.errors import RunError
 from tests.tui import recordings as rec
 from tests.tui.boards import write_board
 from tests.tui.screen import HARDWARE, drive, held, look, look_at_setup, screen_text, until
-from tui.app import NmoeApp, newest_alive
+from tui.app import NmoeApp
 from tui.screens.offer import make_offer
 from tui.screens.request import Request
 

@@ -7,7 +7,8 @@ import pytest
 from nmoe import events as ev
 from tests.tui import recordings as rec
 from tests.tui.screen import held
-from tui.feed import Failure, Feed, FeedFailed, RunChanged, Success, attempt
+from tui.feed import Failure, FeedFailed, RunChanged, Success, attempt
+from tui.reader import Feed
 
 
 class Box:

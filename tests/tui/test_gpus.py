@@ -15,7 +15,7 @@ from tui.widgets.meters import Share, meter, share_legend, shares, spark
 from tui.widgets.rows import plain, row_width
 from tui.widgets.states import GPU_SIGNS, SIGNS
 
-WELL = gpus()[0]
+WELL = replace(gpus()[0], rank=1)  # a rank is shown where it is not the index
 
 
 def header(width: int, every=None) -> list[str]:
@@ -23,21 +23,21 @@ def header(width: int, every=None) -> list[str]:
 
 
 def test_columns_fall_away_by_width_the_least_important_first():
-    seen = [set(header(width)) for width in range(240, 20, -1)]
+    seen = [set(header(width, [WELL])) for width in range(240, 20, -1)]
 
     assert {"gpu", "state", "util", "memory", "power", "heat", "MHz", "SM", "tensor", "NVLink",
-            "rank", "step", "slowed", "by"} == seen[0]  # fmt: skip
+            "rank", "slowed", "by"} == seen[0]  # fmt: skip
     for wide, narrow in zip(seen, seen[1:], strict=False):
         assert len(narrow) <= len(wide)
     assert {"gpu", "state", "util", "power", "heat"} <= set(header(58))
-    assert {"memory", "step"} <= set(header(78))
+    assert {"memory", "power"} <= set(header(78))
     assert {"gpu", "state"} <= seen[-1]
 
 
 def test_columns_that_no_gpu_knows_are_left_out():
-    bare = [replace(WELL, sm=None, tensor=None, nvlink_bytes_s=None, step_ms=None, rank=None)]
+    bare = [replace(WELL, sm=None, tensor=None, nvlink_bytes_s=None, rank=None)]
 
-    assert not {"SM", "tensor", "NVLink", "step", "rank"} & set(header(240, bare))
+    assert not {"SM", "tensor", "NVLink", "rank"} & set(header(240, bare))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ WHOLE = st.one_of(st.none(), st.integers(-5, 1 << 62))
         st.builds(Gpu, index=st.integers(0, 99), util=ODD, sm=ODD, tensor=ODD, power_w=ODD,
                   power_limit_w=ODD, temperature_c=ODD, memory_used_bytes=WHOLE,
                   memory_total_bytes=WHOLE, throttle=st.one_of(st.none(), st.integers(0, 1023)),
-                  nvlink_bytes_s=ODD, step_ms=ODD, sm_mhz=WHOLE, is_lost=st.booleans()),
+                  nvlink_bytes_s=ODD, sm_mhz=WHOLE, is_lost=st.booleans()),
         max_size=20,
     ),
     size=st.tuples(st.integers(0, 200), st.integers(0, 24)),

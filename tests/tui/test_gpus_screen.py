@@ -75,6 +75,17 @@ def test_paths_between_gpus_and_the_energy_of_a_token_are_told_when_known(root):
     assert "12.50 in all" in facts_in(replace(joined, energy=energy))
 
 
+def test_gpu_with_a_lower_clock_than_the_others_is_behind_unless_it_says_why(root):
+    state = runs.load(races.healthy(root).folder)
+    fast = replace(state.gpus[0], throttle=0, sm_mhz=1900)
+    slow = replace(fast, index=3, sm_mhz=1400)
+    for last, expected in ((slow, {3}), (replace(slow, throttle=0x08), set())):
+        sample = (fast, replace(fast, index=1), replace(fast, index=2), last)
+        view = RunView(state=replace(state, gpus=sample), status="training", is_alive=True, now=0.0)
+        assert {gpu.index for gpu in devices.gpus(view) if gpu.is_behind} == expected
+        assert [gpu.rank for gpu in devices.gpus(view)] == [0, 1, 2, 3]
+
+
 def test_activity_and_links_of_a_sample_reach_the_table(root):
     state = runs.load(races.healthy(root).folder)
     told = {"sm_frac": 0.5, "tensor_frac": 0.25, "nvlink_tx_bytes_s": 2e9, "nvlink_rx_bytes_s": 1e9}

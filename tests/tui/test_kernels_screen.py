@@ -1,10 +1,14 @@
 """The kernels screen: rows of the bench suite, what is slower, and a row's past."""
 
 import csv
+import os
 
 import pytest
 
 from bench import rows as suite
+from harness import measure
+from harness.errors import MachineError
+from nmoe.paths import take_lock
 from tests.bench.results import a_machine, a_row
 from tests.tui import recordings as rec
 from tests.tui.screen import drive, screen_text, until
@@ -99,3 +103,75 @@ def test_export_has_the_verdicts(root, results):
 
     assert rows["up", "nmoe"]["verdict"] == "slower"
     assert float(rows["up", "nmoe"]["times_slower_than_before"]) == pytest.approx(1.2)
+
+
+def started(monkeypatch, *, error=None):
+    """The parts of the suite that were started; none is, and `error` raised, when there is one."""
+    parts = []
+
+    def start(part, _root):
+        if error is not None:
+            raise error
+        parts.append(part)
+
+    monkeypatch.setattr(measure, "start", start)
+    return parts
+
+
+def test_part_of_the_suite_is_started_after_a_question(root, results, monkeypatch):
+    parts = started(monkeypatch)
+    assert "Measure what?" in visit(root, results, "b", wanted="transport: dispatch and return")
+    assert parts == []
+    visit(root, results, "b", "enter", wanted="bench rows")
+    assert parts == []
+
+    async def steps(app, pilot):
+        await pilot.press("7", "b")
+        await until(pilot, lambda: "Measure what?" in screen_text(app), "the question")
+        await pilot.press("down", "down", "enter")
+        await until(pilot, lambda: bool(parts), "the start")
+
+    drive(root, steps, bench_results=results)
+    assert parts == ["loss"]
+
+
+def test_what_keeps_the_suite_from_starting_is_told(root, results, monkeypatch):
+    started(monkeypatch, error=MachineError("nothing to measure: [/no] driver", "Install it."))
+    text = visit(root, results, "b", "down", "enter", wanted="nothing to measure: [/no] driver")
+    assert "Install it." in text
+
+
+def test_suite_at_work_is_shown_and_its_end_too(root, results, monkeypatch):
+    monkeypatch.setattr("tui.screens.kernels.LOOK_S", 0.02)
+    parts = started(monkeypatch)
+    root.bench.mkdir()
+    lock = take_lock(root.bench / "lock")
+    (root.bench / "log").write_bytes(b"first\ntest_up[s1] \x1b[32mPASSED [/x]\n")
+
+    async def steps(app, pilot):
+        await pilot.press("7")
+        await until(pilot, lambda: "measuring: test_up[s1]" in screen_text(app), "the suite")
+        assert "PASSED [/x]" in screen_text(app)
+        await pilot.press("b")
+        await until(pilot, lambda: "at work already" in screen_text(app), "a refusal")
+        for path in results.glob("*.jsonl"):
+            path.unlink()
+        (root.bench / "log").write_text("rows: kernels-x.jsonl\n")
+        os.close(lock)
+        await until(pilot, lambda: "ended: rows: kernels-x" in screen_text(app), "its end")
+        await until(pilot, lambda: "no results yet" in screen_text(app), "what it left")
+        assert "measuring" not in screen_text(app)
+
+    drive(root, steps, size=(160, 48), bench_results=results)
+    assert parts == []
+
+
+def test_viewer_that_only_looks_measures_nothing(root, results):
+    async def steps(app, pilot):
+        await pilot.press("7")
+        await until(pilot, lambda: "bench rows" in screen_text(app), "the rows")
+        await pilot.press("b")
+        await pilot.pause()
+        assert "Measure what?" not in screen_text(app)
+
+    drive(root, steps, size=(160, 48), bench_results=results, is_readonly=True)

@@ -1,5 +1,8 @@
 """Keys, bar, help, palette and mouse come from the same declarations; copying and exporting."""
 
+import re
+import time
+
 import pytest
 from textual.binding import Binding
 
@@ -211,6 +214,34 @@ def test_living_run_is_not_resumed(root, monkeypatch):
         text = see(root, folder, "R", "down", "enter")
 
     assert "Resume" not in text
+
+
+def test_times_are_shown_in_utc_on_every_screen(root, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    race = races.healthy(root, stop=100)
+
+    async def steps(app, pilot):
+        await until(pilot, lambda: "step 100" in screen_text(app), "the run")
+        for key in ("8", "1"):
+            await pilot.press(key)
+            await until(pilot, lambda: re.search(r"\d\d:\d\d:\d\d  ", screen_text(app)), "times")
+            assert not re.search(r":\d\dZ", screen_text(app))
+        here = re.findall(r"(\d\d):\d\d:\d\d  ", screen_text(app))
+        await pilot.press("T")
+        await until(pilot, lambda: re.search(r":\d\dZ  ", screen_text(app)), "UTC")
+        there = re.findall(r"(\d\d):\d\d:\d\dZ  ", screen_text(app))
+        assert (int(here[-1]) - int(there[-1])) % 24 == 9
+        await pilot.press("8")
+        await until(pilot, lambda: re.search(r":\d\dZ  ", screen_text(app)), "UTC in the logs")
+        await pilot.press("T")
+        await until(pilot, lambda: "Z  " not in screen_text(app), "the times of here")
+
+    try:
+        drive(root, steps, run=race.folder, size=(160, 48))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_freeze_holds_on_every_screen_of_the_run(root):

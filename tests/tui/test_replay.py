@@ -9,7 +9,7 @@ from nmoe import events as ev
 from tests.tui import recordings as rec
 from tests.tui.screen import screen_text, until
 from tests.tui.test_feed import Box
-from tui.feed import ReplayFeed
+from tui.reader import ReplayFeed
 from tui.replay import ReplayApp
 from tui.widgets.rows import plain, row_to_ascii
 from tui.widgets.scrubber import Scrub, Scrubber, draw_scrubber, frac_at

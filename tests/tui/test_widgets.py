@@ -1,11 +1,15 @@
 """Strip, numbers, tables, bars and logs as plain rows, without an app."""
 
+import asyncio
+
 import pytest
+from textual.app import App
 
 from tui.widgets.core import Core, Task, draw_core
 from tui.widgets.logs import draw_log
 from tui.widgets.numbers import Number, draw_numbers
 from tui.widgets.progress import Job, Progress, draw_progress
+from tui.widgets.prose import Prose
 from tui.widgets.rows import clean, clip, plain, row_width, spread, wrap
 from tui.widgets.states import SIGNS, sign
 from tui.widgets.strip import Status, draw_strip
@@ -168,3 +172,36 @@ def test_table_drops_the_least_important_columns_when_narrow():
 
     assert wide[1] == "1      3.38M  pocket-1"
     assert narrow[1] == "1     pocket-1"
+
+
+def test_only_rows_that_became_others_are_painted_and_a_taller_value_gets_room():
+    painted, heights = [], []
+
+    class Counted(Prose):
+        def render_line(self, y):
+            painted.append(y)
+            return super().render_line(y)
+
+    class Shown(App[None]):
+        CSS = "Prose { height: auto; }"
+
+        def compose(self):
+            yield Counted(rows("one", "two", "three"))
+
+    def rows(*texts):
+        return tuple(((text, "text"),) for text in texts)
+
+    async def go():
+        app = Shown()
+        async with app.run_test() as pilot:
+            panel = app.query_one(Counted)
+            for texts in (("one", "2", "three"), ("one", "2", "three", "four")):
+                await pilot.pause(0.1)
+                painted.clear()
+                panel.show(rows(*texts))
+                await pilot.pause(0.1)
+                heights.append((panel.size.height, sorted(set(painted))))
+
+    asyncio.run(go())
+
+    assert heights == [(3, [1]), (4, [0, 1, 2, 3])]

@@ -4,6 +4,7 @@ from statistics import median
 
 from harness import format as fmt
 from harness.describe import describe
+from harness.gpu_watch import stragglers
 from harness.run_state import RunState
 from tui.feed import RunView
 from tui.widgets.gpus import Gpu, state
@@ -16,10 +17,12 @@ _NA = fmt.NOT_AVAILABLE
 
 
 def gpus(view: RunView) -> tuple[Gpu, ...]:
-    """The newest sample of every GPU."""
+    """The newest sample of every GPU; ranks take GPUs in this order."""
+    behind = stragglers(view.state.gpus)
     return tuple(
         Gpu(
             index=gpu.index,
+            rank=rank,
             util=None if gpu.util is None else gpu.util / 100,
             memory_used_bytes=gpu.memory_used_bytes,
             memory_total_bytes=gpu.memory_total_bytes,
@@ -33,9 +36,10 @@ def gpus(view: RunView) -> tuple[Gpu, ...]:
             sm=gpu.sm_frac,
             tensor=gpu.tensor_frac,
             nvlink_bytes_s=_both(gpu.nvlink_tx_bytes_s, gpu.nvlink_rx_bytes_s),
+            is_behind=gpu.index in behind,
             is_lost=gpu.is_lost,
         )
-        for gpu in view.state.gpus
+        for rank, gpu in enumerate(view.state.gpus)
     )
 
 

@@ -1,4 +1,7 @@
-"""The kernels screen: what operations cost, beside the machine's ceiling, a peer and before."""
+"""The kernels screen: what operations cost, beside the machine's ceiling, a peer and before.
+
+It starts the suite, too, which goes on when the screen is left, and shows rows as they come.
+"""
 
 from pathlib import Path
 from typing import ClassVar
@@ -8,15 +11,19 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.message import Message
 
-from harness import benchmarks
+from harness import benchmarks, measure
 from harness.benchmarks import Bench, Results
 from harness.sheet import Sheet
+from nmoe.paths import DataRoot
 from tui.feed import Failure, attempt
 from tui.screens import prices
 from tui.screens.filter import FilterLine
 from tui.screens.named import NamedScreen
 from tui.widgets.grid import Grid, Table
 from tui.widgets.prose import Facts
+from tui.widgets.rows import clean
+
+LOOK_S = 1.0
 
 
 class ResultsRead(Message):
@@ -27,18 +34,25 @@ class ResultsRead(Message):
         self.results = results
 
 
+class Measure(Message):
+    """A part of the suite is to be measured anew."""
+
+
 class KernelsScreen(NamedScreen):
     """Reads the results each time it is shown; the row under the cursor has its past below."""
 
     NAME = "kernels"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("slash", "filter", "", show=False, key_display="/", tooltip="kernels: filter"),
+        Binding("b", "measure", "", show=False, tooltip="kernels: measure a part of them anew"),
     ]
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, root: DataRoot, folder: Path, *, is_readonly: bool) -> None:
         super().__init__()
-        self._folder = folder
+        self._root, self._folder = root, folder
+        self._is_readonly = is_readonly
         self._results = Results()
+        self._work = ""  # what the suite says while it is at work
         self._text = ""
         self._metrics = Facts((), id="metrics")
         self._grid = Grid(Table(), id="benches")
@@ -57,8 +71,13 @@ class KernelsScreen(NamedScreen):
 
     def on_mount(self) -> None:
         self._grid.focus()
+        self.set_interval(LOOK_S, self._look)
 
     def on_screen_resume(self) -> None:
+        self._look()
+        self._reread()
+
+    def _reread(self) -> None:
         self.run_worker(self._read, thread=True, exclusive=True, exit_on_error=False)
 
     def _read(self) -> None:
@@ -82,12 +101,39 @@ class KernelsScreen(NamedScreen):
     def action_filter(self) -> None:
         self._filter.ask()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Whether a key acts: a viewer that only looks starts nothing."""
+        if action == "measure" and self._is_readonly:
+            return None
+        return super().check_action(action, parameters)
+
+    def action_measure(self) -> None:
+        """Have a part of the suite started."""
+        if self._work:
+            self.notify("the suite is at work already", markup=False)
+        else:
+            self.post_message(Measure())
+
+    def _look(self) -> None:
+        """Say what the suite says; when it has ended, show what it left."""
+        if not self.is_current:
+            return
+        was_at_work, is_at_work = bool(self._work), measure.is_running(self._root)
+        said = measure.last_words(self._root) if is_at_work or was_at_work else ""
+        self._work = f"measuring: {said}" if is_at_work else ""
+        if is_at_work:
+            self._draw()
+        elif was_at_work:
+            self.notify(f"the suite has ended: {said}", timeout=10, markup=False)
+            self._reread()
+
     def _draw(self) -> None:
         shown, total = self._shown(), len(self._results.benches)
         count = f"{len(shown)} of {total}" if len(shown) < total else str(total)
         slower = sum(bench.verdict == "slower" for bench in self._results.benches)
         self._grid.border_title = f"bench rows {count}, {slower} slower than before"
-        self._grid.border_subtitle = "; ".join(self._results.problems).replace("[", "\\[")
+        said = "; ".join(filter(None, (clean(self._work), *self._results.problems)))
+        self._grid.border_subtitle = said.replace("[", "\\[")
         empty = "no row fits the filter" if total else "no results yet: n bench kernels makes some"
         self._grid.show(prices.table(shown, empty=empty))
         self._metrics.show(prices.metrics(self._results.metrics))

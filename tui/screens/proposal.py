@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from harness import format as fmt
 from harness.errors import Problem
-from nmoe.config import Plan
 from nmoe.paths import DataRoot
 from tui.widgets.numbers import Number
 from tui.widgets.rows import Role, Span, clean
@@ -15,6 +14,7 @@ from tui.widgets.rows import Role, Span, clean
 if TYPE_CHECKING:
     from harness.hardware import Detection
     from harness.outlook import Outlook
+    from nmoe.config import Plan
 
 
 def machine(detection: Detection | None, root: DataRoot) -> tuple[Span, ...]:

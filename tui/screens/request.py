@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nmoe.config import Dtype
+if TYPE_CHECKING:
+    from nmoe.config import Dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,7 +13,7 @@ class Request:
     """What was asked for on the command line; None leaves it to the machine."""
 
     preset: str | None = None
-    dtype: Dtype | None = None
+    dtype: "Dtype | None" = None
     gpus: int | None = None
     steps: int | None = None
     seed: int | None = None

@@ -12,7 +12,6 @@ from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from nmoe.config import Plan
 from nmoe.paths import DataRoot, preset_names
 from tui.screens import proposal
 from tui.screens.named import NamedScreen
@@ -22,13 +21,14 @@ from tui.widgets.prose import Paragraphs, Prose
 
 if TYPE_CHECKING:
     from harness.hardware import Detection
+    from nmoe.config import Plan
     from tui.screens.offer import Offer
 
 
 class Launch(Message):
     """A person wants this plan to run."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: "Plan") -> None:
         super().__init__()
         self.plan = plan
 
@@ -133,6 +133,10 @@ class SetupScreen(NamedScreen):
         self._is_launching = False
 
     def _plan_again(self) -> None:
+        """Plan, once the screen shows what is asked: threads share one interpreter."""
+        self.call_after_refresh(self._start_to_plan)
+
+    def _start_to_plan(self) -> None:
         self.run_worker(self._plan_now, thread=True, exclusive=True, exit_on_error=False)
 
     def _plan_now(self) -> None:

@@ -42,6 +42,7 @@ class LineChart(Panel[Chart], can_focus=True):
     def __init__(self, value: Chart, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(value, id=id)
         self.view = View()
+        self._said: tuple[Text, Text] | None = None
 
     def draw(self, width: int, height: int) -> Sequence[Row]:
         return draw_chart(self.value, width, height, view=self.view, charset=self.charset)
@@ -62,8 +63,11 @@ class LineChart(Panel[Chart], can_focus=True):
         """Title and subtitle: what is shown, and what the cursor reads or the marks mean."""
         room = self.size.width - _FRAME
         below = figure.readout(self.value, self.view, room) or figure.legend(self.value, room)
-        self.border_title = self._text((((figure.title(self.value, self.view)), "text"),))
-        self.border_subtitle = self._text(below)
+        title = self._text(((figure.title(self.value, self.view), "text"),))
+        said = (title, self._text(below))
+        if said != self._said:
+            self._said = said
+            self.border_title, self.border_subtitle = said
 
     def _text(self, row: Row) -> Text:
         text = Text()

@@ -32,7 +32,7 @@ _NA = fmt.NOT_AVAILABLE
 class Gpu:
     """What one GPU says of itself; `util`, `sm` and `tensor` are fractions.
 
-    `throttle` has NVML's bits, `nvlink_bytes_s` is both directions, `step_ms` its rank's time.
+    `throttle` has NVML's bits, `nvlink_bytes_s` is both directions.
     """
 
     index: int
@@ -50,7 +50,6 @@ class Gpu:
     memory_mhz: int | None = None
     throttle: int | None = None
     nvlink_bytes_s: float | None = None
-    step_ms: float | None = None
     is_behind: bool = False
     is_lost: bool = False
 
@@ -199,12 +198,6 @@ def _reasons_cell(gpu: Gpu, _: int) -> Row:
     return tuple(row) or (("none", "dim"),)
 
 
-def _step_cell(gpu: Gpu, _: int) -> Row:
-    if gpu.step_ms is None:
-        return _na()
-    return ((fmt.milliseconds(gpu.step_ms), "warn" if gpu.is_behind else "text"),)
-
-
 def _gigabytes(bytes_s: float | None) -> str:
     return fmt.fixed(None if bytes_s is None else bytes_s / 1e9, unit="GB/s", none=_NA)
 
@@ -262,12 +255,7 @@ _KINDS = (
     _Kind(
         column=Column(title="rank", align="right", rank=11),
         cell=lambda gpu, _: _plain(fmt.count(gpu.rank, none=_NA)),
-        is_known=lambda gpu: gpu.rank is not None,
-    ),
-    _Kind(
-        column=Column(title="step", align="right", rank=5),
-        cell=_step_cell,
-        is_known=lambda gpu: gpu.step_ms is not None,
+        is_known=lambda gpu: gpu.rank not in (None, gpu.index),
     ),
     _Kind(column=Column(title="slowed by", rank=6), cell=_reasons_cell),
 )

@@ -1,11 +1,12 @@
 """The tail of a log: time and text, newest at the bottom."""
 
 from collections.abc import Sequence
-from datetime import datetime
 
+from harness import format as fmt
 from tui.widgets.rows import Panel, Role, Row, clean, clip, wrap
 
 Line = tuple[float, str]
+UTC = "-utc"  # the class of an app that shows times in UTC, not those of here
 _STAMPED = 40  # cells from which on there is room for the time
 _BAD = ("error", "fail", "✖", "diverged", "collapse", "killed")
 
@@ -26,7 +27,14 @@ class LogTail(Panel[tuple[Line, ...]]):
         self._wraps = wraps
 
     def draw(self, width: int, height: int) -> Sequence[Row]:
-        return draw_log(self.value, width, height, empty=self._empty, wraps=self._wraps)
+        return draw_log(
+            self.value,
+            width,
+            height,
+            empty=self._empty,
+            wraps=self._wraps,
+            is_utc=self.nmoe.has_class(UTC),
+        )
 
 
 def draw_log(
@@ -36,15 +44,16 @@ def draw_log(
     *,
     empty: str = "nothing logged yet",
     wraps: bool = False,
+    is_utc: bool = False,
 ) -> list[Row]:
-    """The last lines in `height` rows, clipped or wrapped; local time in front where it fits."""
+    """The last lines in `height` rows, clipped or wrapped; the time in front where it fits."""
     if height < 1 or width < 1:
         return []
     if not lines:
         return [((empty, "dim"),)]
     rows: list[Row] = []
     for time, text in reversed(lines[-height:]):
-        stamp = f"{_clock(time)}  " if width >= _STAMPED else ""
+        stamp = f"{fmt.time_of_day(time, is_utc=is_utc)}  " if width >= _STAMPED else ""
         room, role = width - len(stamp), _role(text)
         whole: Row = ((clip(clean(text), room), role),)
         texts: list[Row] = wrap(text, room, role) if wraps else [whole]
@@ -55,13 +64,6 @@ def draw_log(
         if len(rows) >= height:
             break
     return rows[-height:]
-
-
-def _clock(time: float) -> str:
-    try:
-        return datetime.fromtimestamp(time).strftime("%H:%M:%S")
-    except (OverflowError, OSError, ValueError):
-        return "--:--:--"
 
 
 def _role(text: str) -> Role:

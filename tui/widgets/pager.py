@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
 
+from harness import format as fmt
+from tui.widgets.logs import UTC
 from tui.widgets.rows import Panel, Role, Row, clean, clip, wrap
 
 _STAMPED = 60  # cells from which on there is room for the time
@@ -33,7 +34,13 @@ class Pages:
 
 
 def draw_page(
-    pages: Pages, width: int, height: int, *, first: int | None = None, wraps: bool = False
+    pages: Pages,
+    width: int,
+    height: int,
+    *,
+    first: int | None = None,
+    wraps: bool = False,
+    is_utc: bool = False,
 ) -> list[Row]:
     """`height` rows from line number `first` on, or the last ones when it is None."""
     if width < 1 or height < 1:
@@ -43,12 +50,12 @@ def draw_page(
     rows: list[Row] = []
     if first is None:
         for line in reversed(pages.lines):
-            rows[:0] = _rows(line, width, wraps=wraps)
+            rows[:0] = _rows(line, width, wraps=wraps, is_utc=is_utc)
             if len(rows) >= height:
                 break
         return rows[-height:]
     for line in pages.lines[start(pages, first) :]:
-        rows += _rows(line, width, wraps=wraps)
+        rows += _rows(line, width, wraps=wraps, is_utc=is_utc)
         if len(rows) >= height:
             break
     return rows[:height]
@@ -66,21 +73,16 @@ def start(pages: Pages, first: int) -> int:
     return low
 
 
-def _rows(line: TextLine, width: int, *, wraps: bool) -> list[Row]:
-    stamp = "" if line.time is None or width < _STAMPED else f"{_clock(line.time)}  "
+def _rows(line: TextLine, width: int, *, wraps: bool, is_utc: bool) -> list[Row]:
+    stamp = ""
+    if line.time is not None and width >= _STAMPED:
+        stamp = f"{fmt.time_of_day(line.time, is_utc=is_utc)}  "
     room = width - len(stamp)
     head: Row = ((stamp, "dim"),)
     if not wraps:
         return [(*head, (clip(clean(line.text), room), line.role))]
     first, *others = wrap(line.text, room, line.role) or [()]
     return [(*head, *first), *(((" " * len(stamp), "dim"), *row) for row in others)]
-
-
-def _clock(time: float) -> str:
-    try:
-        return datetime.fromtimestamp(time).strftime("%H:%M:%S")
-    except (OverflowError, OSError, ValueError):
-        return "--:--:--"
 
 
 class Pager(Panel[Pages], can_focus=True):
@@ -107,7 +109,14 @@ class Pager(Panel[Pages], can_focus=True):
         super().show(value)
 
     def draw(self, width: int, height: int) -> Sequence[Row]:
-        return draw_page(self.value, width, height, first=self.first, wraps=self.wraps)
+        return draw_page(
+            self.value,
+            width,
+            height,
+            first=self.first,
+            wraps=self.wraps,
+            is_utc=self.nmoe.has_class(UTC),
+        )
 
     def go(self, first: int | None) -> None:
         """Show the lines from a number on, or follow the end."""

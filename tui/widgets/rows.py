@@ -7,11 +7,14 @@ outside is never parsed as markup.
 
 import unicodedata
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
+from rich.style import Style
 from textual.app import App
+from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -65,11 +68,13 @@ def plain(row: Sequence[Span]) -> str:
 def clip_row(row: Sequence[Span], width: int) -> Row:
     """At most `width` cells of a row."""
     spans: list[Span] = []
+    left = width
     for text, role in row:
-        left = width - row_width(spans)
         if left <= 0:
             break
-        spans.append((clip(text, left), role))
+        text = clip(text, left)
+        left -= cell_len(text)
+        spans.append((text, role))
     return tuple(spans)
 
 
@@ -127,7 +132,7 @@ def wrap(text: str, width: int, role: Role = "text") -> list[Row]:
 
 
 class Panel(Widget, Generic[Value]):
-    """Paints the rows drawn for one value; repaints only when the value or the size changed."""
+    """Paints the rows drawn for one value; of a new value only those that became others."""
 
     DEFAULT_CSS = """
     Panel { height: 1fr; width: 1fr; color: $foreground; }
@@ -136,7 +141,9 @@ class Panel(Widget, Generic[Value]):
     def __init__(self, value: Value, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, classes=classes)
         self._value = value
-        self._drawn: tuple[tuple[object, ...], list[Row]] | None = None
+        self._drawn: tuple[tuple[int, int, Charset], list[Row]] | None = None
+        self._asked = (0, 0)  # the width that the layout asked for, the rows it was told
+        self._look: tuple[Style, dict[Role, Style]] = (Style(), {})
 
     @property
     def value(self) -> Value:
@@ -151,8 +158,16 @@ class Panel(Widget, Generic[Value]):
 
     def redraw(self) -> None:
         """Draw again: what is drawn has changed."""
-        self._drawn = None
-        self.refresh(layout=self.styles.auto_dimensions)
+        before, self._drawn = self._drawn, None
+        if self.styles.auto_dimensions and self._rows_at(self._asked[0]) != self._asked[1]:
+            self.refresh(layout=True)
+        elif before is None or before[0] != self._extent:
+            self.refresh()
+        else:
+            rows = enumerate(zip_longest(before[1], self._rows()))
+            changed = [Region(0, y, before[0][0], 1) for y, (old, new) in rows if old != new]
+            if changed:
+                self.refresh(*changed)
 
     @property
     def nmoe(self) -> App[Any]:
@@ -172,20 +187,38 @@ class Panel(Widget, Generic[Value]):
 
     def get_content_height(self, container: object, viewport: object, width: int) -> int:
         """Rows the value takes at this width, for panels of automatic height."""
+        self._asked = (width, self._rows_at(width))
+        return self._asked[1]
+
+    def _rows_at(self, width: int) -> int:
+        """Rows the value takes where there is room for all of them."""
         return len(self.draw(width, 1000))
+
+    @property
+    def _extent(self) -> tuple[int, int, Charset]:
+        """What rows depend on besides the value."""
+        size = self.content_size
+        return size.width, size.height, self.charset
+
+    def _rows(self) -> list[Row]:
+        """The rows of the value, drawn once."""
+        extent = self._extent
+        if self._drawn is None or self._drawn[0] != extent:
+            width, height, charset = extent
+            rows = self.draw(width, height) if min(width, height) > 0 else ()
+            clipped = [clip_row(row, width) for row in rows]
+            self._drawn = (extent, [*map(row_to_ascii, clipped)] if charset == "ascii" else clipped)
+        return self._drawn[1]
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Painted rows; the colours are looked up once for all of them."""
+        self._look = (self.rich_style, styles(self.nmoe))
+        return super().render_lines(crop)
 
     def render_line(self, y: int) -> Strip:
         """One painted row; blank below the last one."""
-        size = self.content_size
-        charset = self.charset
-        key = (size.width, size.height, charset)
-        if self._drawn is None or self._drawn[0] != key:
-            rows = self.draw(size.width, size.height) if min(size) > 0 else ()
-            clipped = [clip_row(row, size.width) for row in rows]
-            self._drawn = (key, [*map(row_to_ascii, clipped)] if charset == "ascii" else clipped)
-        rows = self._drawn[1]
+        rows, width, (base, inks) = self._rows(), self.content_size.width, self._look
         if y >= len(rows):
-            return Strip.blank(size.width, self.rich_style)
-        base, inks = self.rich_style, styles(self.nmoe)
+            return Strip.blank(width, base)
         segments = [Segment(text, base + inks[role]) for text, role in rows[y] if text]
-        return Strip(segments).adjust_cell_length(size.width, base)
+        return Strip(segments).adjust_cell_length(width, base)

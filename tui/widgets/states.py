@@ -50,7 +50,7 @@ GPU_SIGNS: dict[str, Sign] = dict(
     (
         _sign("✖", "lost", "bad", "fell off the bus; it must be reset"),
         _sign("▲", "slowed", "bad", "held back by heat or a failing supply"),
-        _sign("◐", "behind", "warn", "its rank takes longer than the others"),
+        _sign("◐", "behind", "warn", "its clock is below the others', and it does not say why"),
         _sign("▾", "capped", "warn", "at its power limit, which is usual at full load"),
         _sign("∅", "n/a", "dim", "tells nothing about itself"),
         _sign("○", "idle", "dim", "no kernel ran"),
