@@ -129,7 +129,7 @@ def test_stop_writes_the_request_that_the_trainer_reads(root):
 
 
 def test_help_lists_keys_and_all_states(root):
-    text = press_and_see(root, rec.done(root), "question_mark", size=(100, 50))["text"]
+    text = press_and_see(root, rec.done(root), "question_mark", size=(100, 60))["text"]
 
     for word in ("space", "hold the view still", "leave; the run goes on", "● training",
                  "⚡ interrupted", "≋ diverged", "∅ no-gpu"):  # fmt: skip
