@@ -4,11 +4,12 @@ import asyncio
 import gc
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
@@ -33,6 +34,8 @@ if TYPE_CHECKING:  # read with its screen
     from tui.reader import Feed
     from tui.screens.runs import Attach, Marked
 
+LEAVING = (signal.SIGTERM, signal.SIGHUP)
+LEAVE_S = 5.0  # from a signal to the end
 REMOTE = ("SSH_CONNECTION", "SSH_TTY")
 FORMAT_WORDS = {
     "csv": "csv: the table, for a spreadsheet",
@@ -100,6 +103,7 @@ class NmoeApp(RemoteControl):
         self.best: Best | None = None
         self._sought: RunFolder | None = None
         self.problem = ""
+        self._handlers: dict[signal.Signals, Any] = {}
         self._feed: Feed | None = None
         self.screens = Catalog(
             root,
@@ -131,6 +135,8 @@ class NmoeApp(RemoteControl):
         self.run_worker(work, thread=True, group="screens", exit_on_error=False)
 
     def on_unmount(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         if self._feed is not None:
             self._feed.stop()
 
@@ -308,13 +314,20 @@ class NmoeApp(RemoteControl):
             self.notify(f"{why}written to {outcome.value}", timeout=8, markup=False)
 
     def _leave_on_signals(self) -> None:
-        """SIGTERM and SIGHUP end the app in order, so that the terminal is restored."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            try:
-                loop.add_signal_handler(number, self._exit_by(number))
-            except (RuntimeError, ValueError):
-                return  # not in the main thread: whoever runs the app owns the signals
+        """SIGTERM and SIGHUP end the app in order, so that the terminal is restored.
 
-    def _exit_by(self, number: signal.Signals) -> Callable[[], None]:
-        return lambda: self.exit(return_code=128 + number)
+        A terminal that is gone holds up whoever writes to it, and with it all that is in order: a
+        viewer that has not ended by then is cut off. It owns nothing that this could harm.
+        """
+        loop = asyncio.get_running_loop()
+
+        def leave(number: int, _: object) -> None:
+            cut = threading.Timer(LEAVE_S, os._exit, (128 + number,))
+            cut.daemon = True
+            cut.start()
+            loop.call_soon_threadsafe(partial(self.exit, return_code=128 + number))
+
+        try:
+            self._handlers = {number: signal.signal(number, leave) for number in LEAVING}
+        except ValueError:
+            return  # not in the main thread: whoever runs the app owns the signals

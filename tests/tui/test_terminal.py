@@ -140,6 +140,18 @@ def test_viewer_ends_when_its_terminal_is_closed(terminal, run):
     assert shown.child.wait(PATIENCE_S) != 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_viewer_ends_though_its_terminal_takes_nothing_any_more(terminal, run, number):
+    """Whoever draws waits for the terminal, for ever."""
+    shown = terminal("attach", run.run_id)
+    shown.read_until(b"DONE")
+    for _ in range(50):
+        os.write(shown.master, b"81")
+        time.sleep(0.05)
+    shown.child.send_signal(number)
+    assert shown.child.wait(PATIENCE_S) == 128 + number
+
+
 @pytest.mark.parametrize("size", [(80, 24), (160, 48)])
 def test_screen_is_the_same_when_the_viewer_was_killed_and_attached_again(emulator, run, size):
     first = emulator("attach", run.run_id, size=size)
