@@ -15,10 +15,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from harness import exits, runs
 from harness.errors import HarnessError, MachineError, RunError
@@ -176,21 +177,11 @@ def spawn_bench(root: DataRoot, arguments: Sequence[str]) -> None:
         lock_fd = take_lock(root.bench / "lock", refusal=refusal)
         try:
             with (root.bench / "log").open("wb") as log:
-                process = subprocess.Popen(
-                    [*BENCH, *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd=REPO_ROOT,
-                    env=_python_env(),
-                    pass_fds=(lock_fd,),
-                    start_new_session=True,
-                )
+                _detach([*BENCH, *arguments], log=log, lock_fd=lock_fd, env=_python_env())
         finally:
             os.close(lock_fd)
     except OSError as error:
         raise _cannot_write(root.bench, error) from None
-    threading.Thread(target=process.wait, daemon=True).start()
 
 
 def let_end(process: Process, *, patience_s: float) -> int | None:
@@ -321,20 +312,26 @@ def _spawn_supervisor(folder: RunFolder, mirror: str | None) -> None:
         folder.stop_request.unlink(missing_ok=True)
         folder.logs.mkdir(exist_ok=True)
         with folder.log("supervisor").open("ab") as log:
-            process = subprocess.Popen(
-                [*command, "--lock-fd", str(lock_fd)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=REPO_ROOT,
-                env=_child_env(folder),
-                pass_fds=(lock_fd,),
-                start_new_session=True,
-            )
+            command += ["--lock-fd", str(lock_fd)]
+            _detach(command, log=log, lock_fd=lock_fd, env=_child_env(folder))
     except OSError as error:
         raise _cannot_write(folder.root, error) from None
     finally:
         os.close(lock_fd)
+
+
+def _detach(command: Sequence[str], *, log: BinaryIO, lock_fd: int, env: Mapping[str, str]) -> None:
+    """Start a process that outlives this one and its terminal, and holds the lock."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        cwd=REPO_ROOT,
+        env=env,
+        pass_fds=(lock_fd,),
+        start_new_session=True,
+    )
     # Collected when it ends before this process does, so that it is never a zombie.
     threading.Thread(target=process.wait, daemon=True).start()
 

@@ -179,12 +179,12 @@ class GpuSampler:
         self.index = index
         self._count = 0
         self._slow: dict[str, Any] = {}
-        self.links: tuple[int, ...] | None = None
+        self.num_links: int | None = None
         self.asker: Asker | None = None
         self._gpm: Gpm | None = None
         try:
             self.asker = Asker(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
-            self.links = _active_links(nvml, self.asker)
+            self.num_links = _count_links(nvml, self.asker)
             self._gpm = Gpm(nvml, self.asker)
         except (nvml.NVMLError, GpuLost):
             self.asker = None
@@ -286,10 +286,9 @@ class Sampler:
         """How the GPUs are joined, or None without any."""
         if not self._gpus:
             return None
-        links = (None if gpu.links is None else len(gpu.links) for gpu in self._gpus)
         return TopologyEvent(
             indices=tuple(gpu.index for gpu in self._gpus),
-            nvlinks=tuple(links),
+            nvlinks=tuple(gpu.num_links for gpu in self._gpus),
             paths=tuple(self._path(one, other) for one in self._gpus for other in self._gpus),
             pcie_gens=self._ask_all("nvmlDeviceGetCurrPcieLinkGeneration"),
             pcie_widths=self._ask_all("nvmlDeviceGetCurrPcieLinkWidth"),
@@ -333,9 +332,9 @@ def _ask(gpu: GpuSampler, name: str, *args: Any) -> Any:
         return None
 
 
-def _active_links(nvml: Any, asker: Asker) -> tuple[int, ...] | None:
-    """The NVLinks in use; None where the GPU does not tell of any."""
+def _count_links(nvml: Any, asker: Asker) -> int | None:
+    """The number of NVLinks in use; None where the GPU does not tell of any."""
     states = [asker.ask("nvmlDeviceGetNvLinkState", link) for link in range(MAX_LINKS)]
     if all(state is None for state in states):
         return None
-    return tuple(link for link, state in enumerate(states) if state == nvml.NVML_FEATURE_ENABLED)
+    return states.count(nvml.NVML_FEATURE_ENABLED)

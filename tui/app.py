@@ -26,8 +26,7 @@ from tui.screens.help import HelpScreen, declared
 from tui.screens.named import NamedScreen
 from tui.screens.request import Request
 from tui.screens.sheet import FORMATS, fits_clipboard
-from tui.widgets.logs import UTC, LogTail
-from tui.widgets.pager import Pager
+from tui.widgets.rows import Panel
 
 if TYPE_CHECKING:  # read with its screen
     from harness.best import Best
@@ -253,9 +252,10 @@ class NmoeApp(RemoteControl):
 
     def action_time_zone(self) -> None:
         """Show times in UTC, or those of here."""
-        self.toggle_class(UTC)
+        self.toggle_class("-utc")
         for screen in self.screens.made.values():
-            for panel in (*screen.query(LogTail), *screen.query(Pager)):
+            panels: list[Panel[Any]] = [*screen.query(Panel)]
+            for panel in panels:
                 panel.redraw()
 
     def action_help(self) -> None:

@@ -1,6 +1,6 @@
 """The kernels screen: what operations cost, beside the machine's ceiling, a peer and before.
 
-It starts the suite, too, which goes on when the screen is left, and shows rows as they come.
+It starts the suite, too, which goes on when the screen is left, and shows what it leaves.
 """
 
 from pathlib import Path
@@ -121,19 +121,22 @@ class KernelsScreen(NamedScreen):
         was_at_work, is_at_work = bool(self._work), measure.is_running(self._root)
         said = measure.last_words(self._root) if is_at_work or was_at_work else ""
         self._work = f"measuring: {said}" if is_at_work else ""
-        if is_at_work:
-            self._draw()
-        elif was_at_work:
+        self._say()
+        if was_at_work and not is_at_work:
             self.notify(f"the suite has ended: {said}", timeout=10, markup=False)
             self._reread()
+
+    def _say(self) -> None:
+        """Below the table: what the suite says, and what could not be read."""
+        said = "; ".join(filter(None, (clean(self._work), *self._results.problems)))
+        self._grid.border_subtitle = said.replace("[", "\\[")
 
     def _draw(self) -> None:
         shown, total = self._shown(), len(self._results.benches)
         count = f"{len(shown)} of {total}" if len(shown) < total else str(total)
         slower = sum(bench.verdict == "slower" for bench in self._results.benches)
         self._grid.border_title = f"bench rows {count}, {slower} slower than before"
-        said = "; ".join(filter(None, (clean(self._work), *self._results.problems)))
-        self._grid.border_subtitle = said.replace("[", "\\[")
+        self._say()
         empty = "no row fits the filter" if total else "no results yet: n bench kernels makes some"
         self._grid.show(prices.table(shown, empty=empty))
         self._metrics.show(prices.metrics(self._results.metrics))

@@ -6,7 +6,6 @@ from harness import format as fmt
 from tui.widgets.rows import Panel, Role, Row, clean, clip, wrap
 
 Line = tuple[float, str]
-UTC = "-utc"  # the class of an app that shows times in UTC, not those of here
 _STAMPED = 40  # cells from which on there is room for the time
 _BAD = ("error", "fail", "✖", "diverged", "collapse", "killed")
 
@@ -33,7 +32,7 @@ class LogTail(Panel[tuple[Line, ...]]):
             height,
             empty=self._empty,
             wraps=self._wraps,
-            is_utc=self.nmoe.has_class(UTC),
+            is_utc=self.is_utc,
         )
 
 

@@ -8,7 +8,6 @@ from textual import events
 from textual.binding import Binding, BindingType
 
 from harness import format as fmt
-from tui.widgets.logs import UTC
 from tui.widgets.rows import Panel, Role, Row, clean, clip, wrap
 
 _STAMPED = 60  # cells from which on there is room for the time
@@ -115,7 +114,7 @@ class Pager(Panel[Pages], can_focus=True):
             height,
             first=self.first,
             wraps=self.wraps,
-            is_utc=self.nmoe.has_class(UTC),
+            is_utc=self.is_utc,
         )
 
     def go(self, first: int | None) -> None:

@@ -181,6 +181,11 @@ class Panel(Widget, Generic[Value]):
             return "ascii"
         return "block" if self.nmoe.has_class("-block") else "braille"
 
+    @property
+    def is_utc(self) -> bool:
+        """Whether times are in UTC: the app has the class `-utc`, else they are those of here."""
+        return self.nmoe.has_class("-utc")
+
     def draw(self, width: int, height: int) -> Sequence[Row]:
         """The rows for the current value in `width` x `height` cells."""
         raise NotImplementedError
